@@ -49,6 +49,10 @@ def make_frames(count: int, seed: int = 0) -> list[LabelledFrame]:
     ]
 
 
+def read_lines(path: Path) -> list[str]:
+    return lzma.decompress(path.read_bytes()).decode().splitlines()
+
+
 def test_oc20_reads_back_with_ase(tmp_path: Path) -> None:
     frames = make_frames(5)
     paths = write_oc20_split(tmp_path, "s2ef_train_200K", frames, frames_per_file=2)
@@ -59,7 +63,7 @@ def test_oc20_reads_back_with_ase(tmp_path: Path) -> None:
     for number in range(3):
         with lzma.open(folder / f"{number}.extxyz.xz", "rt") as stream:
             read += ase.io.read(stream, ":", format="extxyz")
-    lines = [line for number in range(3) for line in lzma.open(folder / f"{number}.txt.xz", "rt").read().splitlines()]
+    lines = [line for number in range(3) for line in read_lines(folder / f"{number}.txt.xz")]
     assert len(read) == len(lines) == 5
     for atoms, line, frame in zip(read, lines, frames, strict=True):
         assert np.array_equal(atoms.numbers, frame.atomic_numbers)
@@ -80,7 +84,7 @@ def test_oc20_rows_are_formatted_like_a_real_file_of_the_layout(tmp_path: Path) 
     assert SHARED is not None
     sample = (SHARED / "samples/oc20/toy_c3h8_relax.extxyz").read_text().splitlines()[2]
     write_oc20_split(tmp_path, "split", make_frames(1))
-    row = lzma.open(tmp_path / "split/split/0.extxyz.xz", "rt").read().splitlines()[2]
+    row = read_lines(tmp_path / "split/split/0.extxyz.xz")[2]
     width = len("Cu") + 3 * 17 + 3 + 9 + 3 * 17
     assert len(row) == width
     assert [i for i, c in enumerate(sample[:width]) if c == "."] == [i for i, c in enumerate(row) if c == "."]
