@@ -1,0 +1,1 @@
+"""Everything that touches bytes from outside: downloads, archives, LMDB files and the pickles inside them."""
