@@ -67,7 +67,9 @@ class Block:
         try:
             return self.__dict__["columns"][name]
         except KeyError:
-            raise AttributeError(f"block has no column {name!r}; it has {list(self.__dict__.get('columns', ()))}") from None
+            raise AttributeError(
+                f"block has no column {name!r}; it has {list(self.__dict__.get('columns', ()))}"
+            ) from None
 
     @property
     def num_atoms(self) -> int:
@@ -83,11 +85,16 @@ class Block:
 
     def take(self, rows: Array | slice) -> Block:
         """The structures at `rows` (index array, boolean mask or slice), in that order."""
+        ptr = self.ptr
+        atoms: Array | slice
         if isinstance(rows, slice):
-            rows = np.arange(len(self))[rows]
-        elif rows.dtype == bool:
-            rows = np.flatnonzero(rows)
-        atoms = ragged_take(self.ptr, rows)
+            start, stop, step = rows.indices(len(self))
+            if step != 1:
+                return self.take(np.arange(len(self))[rows])
+            atoms = slice(int(ptr[start]), int(ptr[max(start, stop)]))
+        else:
+            rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+            atoms = ragged_take(ptr, rows)
         columns = {
             name: column[rows if self.schema[name].level == "structure" else atoms]
             for name, column in self.columns.items()

@@ -66,7 +66,9 @@ PBC = Field("pbc", "structure", "bool", (3,), "", "geometry", "periodic along ea
 TAGS = Field("tags", "atom", "uint8", (), "", "label", "0 bulk, 1 surface, 2 adsorbate; 2 for molecules and crystals")
 FIXED = Field("fixed", "atom", "bool", (), "", "label", "held fixed in the relaxation that the record comes from")
 ENERGY = Field("energy", "structure", "float64", (), "eV", "extensive", "energy as published, in eV")
-FORCES = Field("forces", "atom", "float32", (3,), "eV/Å", "intensive", "minus the energy gradient, raw on fixed atoms too")
+FORCES = Field(
+    "forces", "atom", "float32", (3,), "eV/Å", "intensive", "minus the energy gradient, raw on fixed atoms too"
+)
 STRESS = Field("stress", "structure", "float32", (3, 3), "eV/Å³", "intensive", "ASE sign: positive is tension")
 
 GEOMETRY_FIELDS = (ATOMIC_NUMBERS, POSITIONS, CELL, PBC, TAGS, FIXED)

@@ -61,7 +61,8 @@ class Structure:
         targets: further labels by name, any shape; `stress` is (3, 3) eV/Å³ with ASE's sign.
 
     Raises:
-        InvalidStructureError: wrong shapes, non-finite values, atomic numbers outside 1 to 118, periodic without a cell.
+        InvalidStructureError: wrong shapes, non-finite values, atomic numbers outside 1 to 118, periodic without
+            a cell.
     """
 
     atomic_numbers: npt.NDArray[np.uint8]
@@ -85,8 +86,8 @@ class Structure:
         natoms = len(numbers)
         per_atom = (natoms, 3)
         cell = None if self.cell is None else _float_array("cell", self.cell, (3, 3), where)
-        pbc_given = self.pbc if self.pbc is not None else [cell is not None] * 3
-        pbc = _as_array("pbc", [pbc_given] * 3 if isinstance(pbc_given, bool) else pbc_given, np.bool_, (3,), where)
+        pbc_given = np.asarray(self.pbc if self.pbc is not None else cell is not None)
+        pbc = _as_array("pbc", pbc_given if pbc_given.ndim else [pbc_given] * 3, np.bool_, (3,), where)
         if pbc.any() and (cell is None or (np.linalg.norm(cell[pbc], axis=1) == 0).any()):
             raise InvalidStructureError(f"{where}: periodic along an axis without a lattice vector", "no_cell")
         if pbc.all() and cell is not None and abs(np.linalg.det(cell.astype(np.float64))) < 1e-6:
@@ -125,7 +126,7 @@ class Structure:
         return len(self.atomic_numbers)
 
     def to_ase(self) -> Atoms:
-        """An `ase.Atoms` with labels in a single-point calculator, tags, a FixAtoms constraint and the targets in `info`.
+        """An `ase.Atoms`: labels in a single-point calculator, tags, FixAtoms, other targets in `info` or `arrays`.
 
         Energies and forces are reached with `get_potential_energy(apply_constraint=False)` and
         `get_forces(apply_constraint=False)`: ASE zeroes forces on fixed atoms otherwise.

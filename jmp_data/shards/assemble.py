@@ -1,0 +1,201 @@
+"""Turn finished parts into a data set: give shards their final numbers and names, write the indexes, then the manifest.
+
+Shards are renamed, never copied. The placement (which part's shard has which number) is written before anything moves,
+so a run that is killed here finds every file again, and adding raw files later moves only what changes its number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from jmp_data.errors import ShardError
+from jmp_data.schema import Schema
+from jmp_data.shards.atomic import sync_folder, write_atomic
+from jmp_data.shards.dataset import BLOCKS_FILE, NATOMS_FILE
+from jmp_data.shards.formats import digest, digest_file, metadata_files, stored_name
+from jmp_data.shards.layout import Format, Layout
+from jmp_data.shards.manifest import MANIFEST_NAME, DatasetManifest, ShardRecord
+from jmp_data.shards.staging import BUILD_FOLDER, PartRecord, npy_bytes, part_folder
+
+_SIDECARS = ("natoms.npy", "blocks.npy")
+QUARANTINE_FILE = "quarantine.jsonl"
+Placement: TypeAlias = dict[str, tuple[str, int, str]]
+"""Final name → (part key, shard of the part, staged name)."""
+
+
+def plan_placement(parts: Sequence[PartRecord], schema: Schema, layout: Layout, format: Format) -> Placement:
+    """Final names of all shard files, shards numbered in the order of the parts."""
+    placement: Placement = {}
+    shard = 0
+    for part in parts:
+        for number, record in enumerate(part.shards):
+            for staged in record.files:
+                if staged not in _SIDECARS:
+                    name = stored_name(format, schema, layout, staged=staged, shard=shard)
+                    placement[name] = (part.key, number, staged)
+            shard += 1
+    return placement
+
+
+def _staged_path(dataset: Path, entry: tuple[str, int, str]) -> Path:
+    key, number, staged = entry
+    return part_folder(dataset, key) / str(number) / staged
+
+
+def _read_placement(path: Path) -> Placement:
+    if not path.exists():
+        return {}
+    return {name: (key, int(number), staged) for name, (key, number, staged) in json.loads(path.read_bytes()).items()}
+
+
+def _withdraw(dataset: Path, current: Placement, wanted: Placement) -> None:
+    """Move shard files whose place changes back to their part's staging folder."""
+    for name, entry in current.items():
+        if wanted.get(name) == entry or not (dataset / name).exists():
+            continue
+        target = _staged_path(dataset, entry)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (dataset / name).replace(target)
+
+
+def _deploy(dataset: Path, placement: Placement) -> None:
+    folders = set()
+    for name, entry in placement.items():
+        staged, final = _staged_path(dataset, entry), dataset / name
+        if staged.exists():
+            if final.parent not in folders:
+                final.parent.mkdir(parents=True, exist_ok=True)
+                folders.add(final.parent)
+            staged.replace(final)
+        elif not final.exists():
+            raise ShardError(f"{final}: shard file vanished from the build folder; delete {dataset} and build again")
+    for folder in folders:
+        sync_folder(folder)
+
+
+def place_shards(dataset: Path, placement: Placement) -> None:
+    """Bring every shard file to its final name; safe to interrupt and repeat."""
+    record = dataset / BUILD_FOLDER / "placement.json"
+    current = _read_placement(record)
+    if current != placement:
+        (dataset / MANIFEST_NAME).unlink(missing_ok=True)
+        _withdraw(dataset, current, placement)
+        write_atomic(record, json.dumps(placement, separators=(",", ":")).encode())
+    _deploy(dataset, placement)
+
+
+def _concatenated(dataset: Path, parts: Sequence[PartRecord], name: str, empty: np.ndarray[Any, Any]) -> bytes:
+    arrays = [
+        np.load(part_folder(dataset, part.key) / str(number) / name, allow_pickle=False)
+        for part in parts
+        for number in range(len(part.shards))
+    ]
+    return npy_bytes(np.concatenate(arrays) if arrays else empty)
+
+
+def _quarantine_lines(dataset: Path, parts: Sequence[PartRecord]) -> Iterator[bytes]:
+    for part in parts:
+        path = part_folder(dataset, part.key) / QUARANTINE_FILE
+        if path.exists():
+            yield path.read_bytes()
+
+
+def _final_shards(parts: Sequence[PartRecord], placement: Placement) -> tuple[ShardRecord, ...]:
+    by_shard: dict[tuple[str, int], dict[str, str]] = {}
+    for name, (key, number, staged) in placement.items():
+        by_shard.setdefault((key, number), {})[staged] = name
+    return tuple(
+        replace(shard, files={final: shard.files[staged] for staged, final in by_shard[part.key, number].items()})
+        for part in parts
+        for number, shard in enumerate(part.shards)
+    )
+
+
+def content_digest(schema: Schema, shards: Sequence[ShardRecord]) -> str:
+    """Digest of what the data are: the schema and the digests of all shard files, in order."""
+    text = json.dumps([schema.to_json(), [sorted((n, d.sha256) for n, d in s.files.items()) for s in shards]])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _clear_leftovers(dataset: Path, parts: Sequence[PartRecord], keep: set[str]) -> None:
+    """Remove staging folders of parts that are no longer planned, and stored files that no shard owns."""
+    keys = {part.key for part in parts}
+    for folder in (dataset / BUILD_FOLDER / "parts").iterdir():
+        if folder.name not in keys:
+            shutil.rmtree(folder, ignore_errors=True)
+    for folder_name, folders, files in os.walk(dataset):
+        if BUILD_FOLDER in folders:
+            folders.remove(BUILD_FOLDER)
+        for name in files:
+            path = Path(folder_name) / name
+            if path.relative_to(dataset).as_posix() not in keep:
+                path.unlink()
+
+
+def assemble(
+    dataset: Path,
+    parts: Sequence[PartRecord],
+    *,
+    name: str,
+    split: str,
+    schema: Schema,
+    layout: Layout,
+    format: Format,
+    facts: Mapping[str, Any],
+) -> DatasetManifest:
+    """Finish a split from its finished parts; the manifest is written last.
+
+    Args:
+        dataset: folder of the split.
+        parts: records of all parts, in plan order.
+        name: data set name.
+        split: split name.
+        schema: columns.
+        layout: capacities.
+        format: storage format.
+        facts: further `DatasetManifest` fields (references, raw files, provenance, ...).
+
+    Raises:
+        ShardError: a finished part has lost a file.
+    """
+    placement = plan_placement(parts, schema, layout, format)
+    place_shards(dataset, placement)
+    shards = _final_shards(parts, placement)
+    contents = {
+        NATOMS_FILE: _concatenated(dataset, parts, "natoms.npy", np.zeros(0, np.int32)),
+        BLOCKS_FILE: _concatenated(dataset, parts, "blocks.npy", np.zeros((0, 4), np.int64)),
+        **metadata_files(format, schema, layout, num_shards=len(shards)),
+    }
+    quarantine = b"".join(_quarantine_lines(dataset, parts))
+    if quarantine:
+        contents[QUARANTINE_FILE] = quarantine
+    for file_name, payload in contents.items():
+        path = dataset / file_name
+        if not path.exists() or digest_file(path) != digest(payload):
+            write_atomic(path, payload)
+    manifest = DatasetManifest(
+        name=name,
+        split=split,
+        format=format,
+        schema=schema,
+        layout=layout,
+        shards=shards,
+        files={file_name: digest(payload) for file_name, payload in contents.items()},
+        content_sha256=content_digest(schema, shards),
+        **facts,
+    )
+    _clear_leftovers(dataset, parts, {MANIFEST_NAME, *placement, *contents})
+    payload = manifest.to_bytes()
+    path = dataset / MANIFEST_NAME
+    if not path.exists() or path.read_bytes() != payload:
+        write_atomic(path, payload)
+    return manifest

@@ -1,0 +1,190 @@
+"""Read a finished data set: by structure, by block, or only its sizes; Zarr and WebDataset, local and remote alike.
+
+Opening reads `manifest.json` and `blocks.npy` (32 bytes a block) and nothing that grows with the number of structures;
+`natoms` is memory-mapped.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jmp_data.errors import MissingFileError, ShardError
+from jmp_data.schema import Block, Schema, Structure
+from jmp_data.shards.formats import BlockReader, block_reader
+from jmp_data.shards.layout import SOURCE_ID
+from jmp_data.shards.manifest import MANIFEST_NAME, DatasetManifest
+from jmp_data.shards.stores import Store, open_store
+
+NATOMS_FILE = "natoms.npy"
+BLOCKS_FILE = "blocks.npy"
+_CACHED_BLOCKS = 4
+
+
+class ShardDataset:
+    """One split on disk or behind a URL. Open it with `open_dataset`.
+
+    Attributes:
+        store: where the bytes lie.
+        manifest: everything about the split that is not an array.
+    """
+
+    def __init__(self, store: Store, manifest: DatasetManifest) -> None:
+        self.store = store
+        self.manifest = manifest
+        self._reader: tuple[int, BlockReader] | None = None
+        self._cache: OrderedDict[int, Block] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"store": self.store, "manifest": self.manifest, "_reader": None, "_cache": OrderedDict()}
+
+    def __len__(self) -> int:
+        return int(self.block_ptr[-1])
+
+    def __repr__(self) -> str:
+        m = self.manifest
+        return (
+            f"<{m.name}/{m.split}: {m.num_structures:,} structures, {m.num_atoms:,} atoms, {m.format} at {self.path}>"
+        )
+
+    @property
+    def name(self) -> str:
+        """Data set name."""
+        return self.manifest.name
+
+    @property
+    def split(self) -> str:
+        """Split name."""
+        return self.manifest.split
+
+    @property
+    def path(self) -> str:
+        """Folder or URL."""
+        return self.store.url
+
+    @property
+    def schema(self) -> Schema:
+        """The columns."""
+        return self.manifest.schema
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of schema and content: equal fingerprints mean equal data."""
+        return self.manifest.content_sha256
+
+    @property
+    def references(self) -> Mapping[str, Any]:
+        """Energy references and normalisers stored with the data."""
+        return self.manifest.references
+
+    @cached_property
+    def _blocks(self) -> npt.NDArray[np.int64]:
+        return np.asarray(self._sidecar(BLOCKS_FILE), np.int64).reshape(-1, 4)
+
+    @cached_property
+    def block_structures(self) -> npt.NDArray[np.int64]:
+        """(num_blocks,) structures in each block."""
+        return np.ascontiguousarray(self._blocks[:, 0])
+
+    @cached_property
+    def block_ptr(self) -> npt.NDArray[np.int64]:
+        """(num_blocks + 1,) first structure of each block."""
+        return np.concatenate([[0], np.cumsum(self._blocks[:, 0])])
+
+    @cached_property
+    def _shard_ptr(self) -> npt.NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum([shard.blocks for shard in self.manifest.shards], dtype=np.int64)])
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks."""
+        return len(self._blocks)
+
+    @cached_property
+    def natoms(self) -> npt.NDArray[Any]:
+        """(len,) atoms of each structure, memory-mapped where local; reads no structures."""
+        return self._sidecar(NATOMS_FILE)
+
+    def _sidecar(self, name: str) -> npt.NDArray[Any]:
+        path = self.store.local_path(name)
+        try:
+            if path is not None and path.stat().st_size > (1 << 16):
+                return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+            return np.asarray(np.load(io.BytesIO(self.store.read(name)), allow_pickle=False))
+        except (ValueError, OSError, EOFError) as error:
+            raise ShardError(f"{self.path}/{name}: cannot be read ({error}); run jmp-data verify") from error
+
+    def _block_reader(self) -> BlockReader:
+        if self._reader is None or self._reader[0] != os.getpid():
+            m = self.manifest
+            self._reader = (os.getpid(), block_reader(m.format, self.store, m.schema, m.layout))
+        return self._reader[1]
+
+    def read_block(self, index: int, columns: Sequence[str] | None = None) -> Block:
+        """One block.
+
+        Args:
+            index: block number, 0 to num_blocks - 1.
+            columns: fields to decode; all of them and `source_id` by default.
+
+        Raises:
+            ShardError: a chunk is damaged or missing; names shard, array and block.
+        """
+        if not 0 <= index < self.num_blocks:
+            raise IndexError(f"block {index} of {self.num_blocks}")
+        shard = int(np.searchsorted(self._shard_ptr, index, "right")) - 1
+        structures, _, offset, nbytes = (int(value) for value in self._blocks[index])
+        names = (*self.schema.names, SOURCE_ID) if columns is None else columns
+        return self._block_reader().read(
+            shard, index - int(self._shard_ptr[shard]), columns=names, extent=(structures, offset, nbytes)
+        )
+
+    def blocks(self, columns: Sequence[str] | None = None) -> Iterator[Block]:
+        """All blocks in order."""
+        for index in range(self.num_blocks):
+            yield self.read_block(index, columns)
+
+    def __getitem__(self, index: int) -> Structure:
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"structure {index} of {len(self)}")
+        number = int(np.searchsorted(self.block_ptr, position, "right")) - 1
+        block = self._cache.get(number)
+        if block is None:
+            block = self._cache[number] = self.read_block(number)
+            if len(self._cache) > _CACHED_BLOCKS:
+                self._cache.popitem(last=False)
+        return block.structure(position - int(self.block_ptr[number]))
+
+    def __iter__(self) -> Iterator[Structure]:
+        for block in self.blocks():
+            for row in range(len(block)):
+                yield block.structure(row)
+
+
+def open_dataset(path: str | Path) -> ShardDataset:
+    """Open a finished data set.
+
+    Args:
+        path: folder or fsspec URL of one split, for instance `shards/ani1x/train`.
+
+    Raises:
+        MissingFileError: no such folder, or a folder without a manifest (not a data set, or not finished).
+        ManifestError: the manifest is malformed or of a newer format.
+    """
+    store = open_store(path)
+    try:
+        payload = store.read(MANIFEST_NAME)
+    except (ShardError, FileNotFoundError):
+        raise MissingFileError(
+            f"{path}: no {MANIFEST_NAME} here; give the folder of one finished split, for instance shards/ani1x/train"
+        ) from None
+    return ShardDataset(store, DatasetManifest.from_bytes(payload, where=f"{path}/{MANIFEST_NAME}"))

@@ -1,0 +1,141 @@
+"""`manifest.json`: all about one split that is not an array. Written last; without it a folder is no data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from jmp_data.errors import ManifestError
+from jmp_data.schema import Schema
+from jmp_data.shards.layout import FORMAT_VERSION, Format, Layout
+
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """Size and SHA-256 of a stored or raw file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRecord:
+    """One shard: how much it holds, its files with digests, the raw files and the part it came from."""
+
+    blocks: int
+    structures: int
+    atoms: int
+    files: Mapping[str, FileDigest]
+    part: str = ""
+    raw_files: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> ShardRecord:
+        """Inverse of `dataclasses.asdict`."""
+        files = {name: FileDigest(**digest) for name, digest in entry["files"].items()}
+        return cls(**{**entry, "files": files, "raw_files": tuple(entry["raw_files"])})
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetManifest:
+    """The manifest of one split.
+
+    Attributes:
+        name: data set name, for instance ani1x or rmd17:aspirin.
+        split: split name.
+        format: zarr or webdataset.
+        schema: target fields.
+        layout: block and shard capacities.
+        shards: in order; block numbers run through them.
+        files: the other files of the folder (natoms.npy, zarr.json, quarantine.jsonl ...) with digests.
+        records_in: records that the raw files hold for this split: structures + quarantined + skipped.
+        quarantined: reason → count.
+        skipped: reason → count, records left out by a stated rule.
+        raw_files: raw file → size and SHA-256.
+        units: constant set used and the units on disk.
+        references: fitted and published energy references and normalisers.
+        statistics: counts per element, sizes, moments.
+        provenance: source manifest digest, code version, licence, citation, split rule.
+        format_version: version of this layout.
+        content_sha256: digest of schema and shard contents; equal digests mean equal data.
+    """
+
+    name: str
+    split: str
+    format: Format
+    schema: Schema
+    layout: Layout
+    shards: tuple[ShardRecord, ...]
+    files: Mapping[str, FileDigest] = field(default_factory=dict)
+    records_in: int = 0
+    quarantined: Mapping[str, int] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    raw_files: Mapping[str, FileDigest] = field(default_factory=dict)
+    units: Mapping[str, Any] = field(default_factory=dict)
+    references: Mapping[str, Any] = field(default_factory=dict)
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+    content_sha256: str = ""
+
+    @property
+    def num_structures(self) -> int:
+        """Structures in all shards."""
+        return sum(shard.structures for shard in self.shards)
+
+    @property
+    def num_atoms(self) -> int:
+        """Atoms in all shards."""
+        return sum(shard.atoms for shard in self.shards)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in all shards."""
+        return sum(shard.blocks for shard in self.shards)
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON: the same manifest gives the same bytes."""
+        entry = {name: getattr(self, name) for name in self.__slots__}
+        entry |= {
+            "schema": self.schema.to_json(),
+            "layout": self.layout.to_json(),
+            "shards": [asdict(shard) for shard in self.shards],
+            "files": {name: asdict(digest) for name, digest in self.files.items()},
+            "raw_files": {name: asdict(digest) for name, digest in self.raw_files.items()},
+            "num_structures": self.num_structures,
+            "num_atoms": self.num_atoms,
+        }
+        return (json.dumps(entry, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, payload: bytes, *, where: str) -> DatasetManifest:
+        """Parse a manifest.
+
+        Raises:
+            ManifestError: not a manifest, or a newer format than this code reads.
+        """
+        try:
+            entry = json.loads(payload)
+            version = int(entry["format_version"])
+            if version > FORMAT_VERSION:
+                raise ManifestError(
+                    f"{where}: written in format version {version}, this code reads up to {FORMAT_VERSION}; "
+                    "upgrade jmp-data"
+                )
+            known = {name: entry[name] for name in cls.__slots__ if name in entry}
+            known |= {
+                "schema": Schema.from_json(entry["schema"]),
+                "layout": Layout.from_json(entry["layout"]),
+                "shards": tuple(ShardRecord.from_json(shard) for shard in entry["shards"]),
+                "files": {name: FileDigest(**digest) for name, digest in entry["files"].items()},
+                "raw_files": {name: FileDigest(**digest) for name, digest in entry["raw_files"].items()},
+            }
+            return cls(**known)
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, ManifestError):
+                raise
+            raise ManifestError(f"{where}: not a data set manifest ({type(error).__name__}: {error})") from error

@@ -1,0 +1,145 @@
+"""Write one part's shards into its own staging folder, and find finished ones again.
+
+A part is finished when its `part.json` exists: it is written last, after every other file of the part is flushed, and
+it lists them with digests. Everything without one is thrown away and made anew.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jmp_data.schema import Block, Schema
+from jmp_data.shards.atomic import write_atomic
+from jmp_data.shards.formats import ShardEncoder, digest, shard_encoder
+from jmp_data.shards.layout import Format, Layout
+from jmp_data.shards.manifest import ShardRecord
+from jmp_data.shards.packing import repack
+
+BUILD_FOLDER = ".build"
+PART_RECORD = "part.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PartRecord:
+    """What one finished part produced.
+
+    Attributes:
+        key: content key of the part.
+        shards: its shards, in order, with staged file names.
+        raw_files: raw files read.
+        quarantined: reason → count; the records are in `quarantine.jsonl`.
+        skipped: reason → count.
+        damaged_files: messages about raw files that are damaged themselves.
+        statistics: mergeable sums, see `jmp_data.references`.
+    """
+
+    key: str
+    shards: tuple[ShardRecord, ...]
+    raw_files: tuple[str, ...] = ()
+    quarantined: Mapping[str, int] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    damaged_files: tuple[str, ...] = ()
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> PartRecord:
+        """Inverse of `dataclasses.asdict`."""
+        shards = tuple(ShardRecord.from_json(shard) for shard in entry["shards"])
+        tuples = {name: tuple(entry[name]) for name in ("raw_files", "damaged_files")}
+        return cls(**{**entry, **tuples, "shards": shards})
+
+
+def part_folder(dataset: Path, key: str) -> Path:
+    """Staging folder of a part."""
+    return dataset / BUILD_FOLDER / "parts" / key
+
+
+def load_part(dataset: Path, key: str) -> PartRecord | None:
+    """The record of a finished part, or None if it is not finished."""
+    try:
+        return PartRecord.from_json(json.loads((part_folder(dataset, key) / PART_RECORD).read_bytes()))
+    except FileNotFoundError:
+        return None
+
+
+def npy_bytes(array: npt.NDArray[Any]) -> bytes:
+    """An array as the bytes of an `.npy` file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+class _ShardSink:
+    """Writes finished shards of one part, one folder each."""
+
+    def __init__(self, folder: Path, key: str, raw_files: tuple[str, ...]) -> None:
+        self.folder, self.key, self.raw_files = folder, key, raw_files
+        self.records: list[ShardRecord] = []
+
+    def write(self, encoder: ShardEncoder, blocks: npt.NDArray[np.int64], natoms: npt.NDArray[np.int32]) -> None:
+        contents = encoder.files()
+        contents |= {"natoms.npy": npy_bytes(natoms), "blocks.npy": npy_bytes(blocks)}
+        target = self.folder / str(len(self.records))
+        for name, payload in contents.items():
+            write_atomic(target / name, payload)
+        self.records.append(
+            ShardRecord(
+                blocks=len(blocks),
+                structures=int(blocks[:, 0].sum()),
+                atoms=int(blocks[:, 1].sum()),
+                files={name: digest(payload) for name, payload in contents.items()},
+                part=self.key,
+                raw_files=self.raw_files,
+            )
+        )
+
+
+def _write_shards(blocks: Iterator[Block], sink: _ShardSink, schema: Schema, layout: Layout, name: Format) -> None:
+    encoder = shard_encoder(name, schema, layout)
+    extents: list[tuple[int, int, int, int]] = []
+    natoms: list[npt.NDArray[np.int32]] = []
+    for block in blocks:
+        extents.append((len(block), block.num_atoms, *encoder.add(block)))
+        natoms.append(block.natoms)
+        if encoder.num_blocks == layout.blocks_per_shard:
+            sink.write(encoder, np.array(extents, np.int64), np.concatenate(natoms))
+            encoder, extents, natoms = shard_encoder(name, schema, layout), [], []
+    if extents:
+        sink.write(encoder, np.array(extents, np.int64), np.concatenate(natoms))
+
+
+def stage_shards(
+    dataset: Path,
+    key: str,
+    blocks: Iterable[Block],
+    *,
+    schema: Schema,
+    layout: Layout,
+    format: Format,
+    raw_files: tuple[str, ...] = (),
+) -> tuple[ShardRecord, ...]:
+    """Write the shards of one part into its staging folder, replacing whatever an interrupted run left there.
+
+    The part is not finished until `finish_part` is called.
+    """
+    folder = part_folder(dataset, key)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    sink = _ShardSink(folder, key, raw_files)
+    _write_shards(repack(blocks, layout), sink, schema, layout, format)
+    return tuple(sink.records)
+
+
+def finish_part(dataset: Path, record: PartRecord) -> None:
+    """Declare a part finished."""
+    payload = json.dumps(asdict(record), separators=(",", ":"), sort_keys=True).encode()
+    write_atomic(part_folder(dataset, record.key) / PART_RECORD, payload)
