@@ -31,7 +31,8 @@ def ragged_take(ptr: Array, rows: Array) -> Array:
     ends = np.cumsum(lengths)
     if len(ends) == 0:
         return np.zeros(0, np.int64)
-    return np.arange(ends[-1], dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+    indices: Array = np.arange(ends[-1], dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+    return indices
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +65,10 @@ class Block:
         return len(self.natoms)
 
     def __getattr__(self, name: str) -> Array:
-        try:
-            return self.__dict__["columns"][name]
-        except KeyError:
-            raise AttributeError(
-                f"block has no column {name!r}; it has {list(self.__dict__.get('columns', ()))}"
-            ) from None
+        columns: Mapping[str, Array] = self.__dict__.get("columns", {})
+        if name not in columns:
+            raise AttributeError(f"block has no column {name!r}; it has {', '.join(columns)}")
+        return columns[name]
 
     @property
     def num_atoms(self) -> int:
