@@ -1,0 +1,20 @@
+"""Radius graphs: right in every cell, the same on every backend, fast enough that no GPU waits for them."""
+
+from jmp_data.graphs.attach import attach_graphs
+from jmp_data.graphs.batched import FourGraphs, batch_four_graphs, four_graphs
+from jmp_data.graphs.radius_graph import Edges, RadiusGraph, radius_graph
+from jmp_data.graphs.settings import GRAPH_NAMES, MOLECULE, PERIODIC, GraphSettings
+
+__all__ = [
+    "GRAPH_NAMES",
+    "MOLECULE",
+    "PERIODIC",
+    "Edges",
+    "FourGraphs",
+    "GraphSettings",
+    "RadiusGraph",
+    "attach_graphs",
+    "batch_four_graphs",
+    "four_graphs",
+    "radius_graph",
+]

@@ -1,0 +1,75 @@
+"""Put the four graphs on a `torch_geometric.data.Batch`, wherever its tensors live."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jmp_data.errors import InvalidStructureError
+from jmp_data.graphs.batched import batch_four_graphs
+from jmp_data.graphs.settings import GRAPH_NAMES, MOLECULE, PERIODIC, GraphSettings
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
+
+
+def attach_graphs(
+    batch: Batch,
+    settings: GraphSettings | Sequence[GraphSettings] | None = None,
+    *,
+    edge_dropout: float = 0.0,
+    rng: np.random.Generator | None = None,
+) -> Batch:
+    """Add `<graph>_edge_index` (2, nedges) int64 and `<graph>_cell_offsets` (nedges, 3) int32, four times.
+
+    Distances and vectors are left to the model, which needs them differentiable.
+
+    Args:
+        batch: with pos (N, 3), cell (B, 3, 3), pbc (B, 3), natoms (B,), tags (N,), and dataset_index (B,) where
+            `settings` is a sequence.
+        settings: for all structures; or a sequence, one for each data set of the mixture; or None for 12 Å where
+            anything is periodic and 8 Å elsewhere.
+        edge_dropout: probability of dropping an edge, 0 outside training.
+        rng: source of the dropout; required with it.
+
+    Returns:
+        The same batch.
+
+    Raises:
+        InvalidStructureError: see `batch_four_graphs`.
+    """
+    import torch
+
+    each = _settings_of_structures(batch, settings)
+    graphs = batch_four_graphs(
+        batch.pos.detach().numpy(),
+        batch.cell.detach().numpy(),
+        batch.pbc.numpy(),
+        batch.natoms.numpy(),
+        batch.tags.numpy(),
+        each,
+        edge_dropout=edge_dropout,
+        rng=rng,
+    )
+    for name in GRAPH_NAMES:
+        edges = getattr(graphs, name)
+        batch[f"{name}_edge_index"] = torch.from_numpy(edges.edge_index)
+        batch[f"{name}_cell_offsets"] = torch.from_numpy(edges.cell_offsets)
+    return batch
+
+
+def _settings_of_structures(
+    batch: Batch, settings: GraphSettings | Sequence[GraphSettings] | None
+) -> GraphSettings | list[GraphSettings]:
+    if isinstance(settings, GraphSettings):
+        return settings
+    if settings is None:
+        return [PERIODIC if periodic else MOLECULE for periodic in batch.pbc.any(dim=1).tolist()]
+    index = batch.dataset_index.tolist()
+    if max(index) >= len(settings):
+        raise InvalidStructureError(
+            f"batch holds data set {max(index)} but there are graph settings for {len(settings)}", "graph_settings"
+        )
+    return [settings[i] for i in index]

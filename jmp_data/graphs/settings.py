@@ -1,0 +1,75 @@
+"""What a model asks of its graphs: one cutoff, four neighbour limits, and the tags that may carry quadruplets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from jmp_data.errors import InvalidStructureError
+
+GRAPH_NAMES: Final = ("main", "a2a", "a2ee2a", "qint")
+"""The four graphs, by the prefix of their keys in a batch."""
+
+MAX_TAG: Final = 63
+
+
+@dataclass(frozen=True)
+class GraphSettings:
+    """Cutoff and neighbour limits of the four graphs of one structure.
+
+    Attributes:
+        cutoff: Å, the same for all four graphs.
+        main: neighbours kept per target atom in the graph that carries edge embeddings.
+        a2ee2a: the same for atom-to-edge and edge-to-atom messages.
+        qint: the same for the middle edges of quadruplets.
+        a2a: the same for atom-to-atom messages; the widest search, of which the other graphs are subsets.
+        qint_tags: a qint edge stays if its source or its target has one of these tags.
+
+    Raises:
+        InvalidStructureError: a cutoff or limit that is not positive, or a tag outside 0 to 63.
+    """
+
+    cutoff: float
+    main: int = 30
+    a2ee2a: int = 20
+    qint: int = 8
+    a2a: int = 1000
+    qint_tags: tuple[int, ...] = (1, 2)
+
+    def __post_init__(self) -> None:
+        check_cutoff(self.cutoff)
+        for name in GRAPH_NAMES:
+            check_max_neighbors(getattr(self, name), name)
+        if any(not 0 <= tag <= MAX_TAG for tag in self.qint_tags):
+            raise InvalidStructureError(
+                f"qint_tags {self.qint_tags} must lie between 0 and {MAX_TAG}", "graph_settings"
+            )
+
+    @classmethod
+    def from_main_count(cls, n: int, cutoff: float) -> GraphSettings:
+        """Settings in the published proportions: n, 20n/30, 8n/30 and 1000n/30, rounded down.
+
+        Args:
+            n: neighbours of the main graph.
+            cutoff: Å.
+        """
+        return cls(cutoff=cutoff, main=n, a2ee2a=20 * n // 30, qint=8 * n // 30, a2a=1000 * n // 30)
+
+
+def check_cutoff(cutoff: float) -> None:
+    """Raise `InvalidStructureError` unless the cutoff is a positive, finite length in Å."""
+    if not 0.0 < cutoff < float("inf"):
+        raise InvalidStructureError(f"cutoff is {cutoff}; give a positive length in Å", "graph_settings")
+
+
+def check_max_neighbors(limit: int, name: str = "max_neighbors") -> None:
+    """Raise `InvalidStructureError` unless the limit is at least 1."""
+    if limit < 1:
+        raise InvalidStructureError(f"{name} is {limit}; it must be at least 1", "graph_settings")
+
+
+PERIODIC: Final = GraphSettings(cutoff=12.0)
+"""OC20, OC22 and MatBench: 12 Å, 30/20/8/1000."""
+
+MOLECULE: Final = GraphSettings(cutoff=8.0)
+"""ANI-1x, Transition-1x and QM9: 8 Å, 30/20/8/1000."""
