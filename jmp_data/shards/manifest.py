@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,15 @@ from jmp_data.schema import Schema
 from jmp_data.shards.layout import FORMAT_VERSION, Format, Layout
 
 MANIFEST_NAME = "manifest.json"
+_SELF_DIGEST = "manifest_sha256"
+
+
+def _canonical(entry: Mapping[str, Any]) -> bytes:
+    return (json.dumps(entry, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _self_digest(entry: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical({k: v for k, v in entry.items() if k != _SELF_DIGEST})).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +108,7 @@ class DatasetManifest:
         return sum(shard.blocks for shard in self.shards)
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON: the same manifest gives the same bytes."""
+        """Canonical JSON with a digest of itself: the same manifest gives the same bytes."""
         entry = {name: getattr(self, name) for name in self.__slots__}
         entry |= {
             "schema": self.schema.to_json(),
@@ -109,7 +119,7 @@ class DatasetManifest:
             "num_structures": self.num_structures,
             "num_atoms": self.num_atoms,
         }
-        return (json.dumps(entry, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+        return _canonical(entry | {_SELF_DIGEST: _self_digest(entry)})
 
     @classmethod
     def from_bytes(cls, payload: bytes, *, where: str) -> DatasetManifest:
@@ -126,6 +136,8 @@ class DatasetManifest:
                     f"{where}: written in format version {version}, this code reads up to {FORMAT_VERSION}; "
                     "upgrade jmp-data"
                 )
+            if entry.get(_SELF_DIGEST) != _self_digest(entry):
+                raise ManifestError(f"{where}: its own digest does not match; the file was edited or is damaged")
             known = {name: entry[name] for name in cls.__slots__ if name in entry}
             known |= {
                 "schema": Schema.from_json(entry["schema"]),

@@ -1,0 +1,151 @@
+"""Three ways to run the same jobs: in this process, in local processes, on a Dask cluster.
+
+An engine maps a function over small jobs and yields results as they finish. Jobs carry no data; a job that is lost
+with its worker runs again.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Protocol, TypeVar
+
+from jmp_data.errors import JmpDataError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+_RESTARTS_WITHOUT_PROGRESS = 3
+_QUEUED_PER_WORKER = 4
+
+
+class BuildError(JmpDataError, RuntimeError):
+    """The engine could not finish the jobs; what is done is kept and the same command goes on."""
+
+
+class Engine(Protocol):
+    """Runs jobs."""
+
+    def run(self, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """Yield (job number, result) as jobs finish. Errors of the function are raised here."""
+        ...
+
+
+class SerialEngine:
+    """One job after the other in this process."""
+
+    def run(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[tuple[int, Result]]:
+        """See `Engine.run`."""
+        for number, job in enumerate(jobs):
+            yield number, function(job)
+
+
+class ProcessEngine:
+    """Local processes; a killed worker costs its job in flight, which runs again."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def run(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[tuple[int, Result]]:
+        """See `Engine.run`.
+
+        Raises:
+            BuildError: workers die again and again without finishing a job.
+        """
+        left = dict(enumerate(jobs))
+        restarts = 0
+        while left:
+            try:
+                for number, result in self._run_pool(function, left):
+                    del left[number]
+                    restarts = 0
+                    yield number, result
+            except BrokenProcessPool:
+                restarts += 1
+                if restarts > _RESTARTS_WITHOUT_PROGRESS:
+                    raise BuildError(
+                        "workers are killed before they finish a part (out of memory?); "
+                        "run again with fewer --workers, finished parts are kept"
+                    ) from None
+
+    def _run_pool(self, function: Callable[[Job], Result], left: dict[int, Job]) -> Iterator[tuple[int, Result]]:
+        # A fork would copy threads' locks (HDF5, BLAS, progress bars) in whatever state they are.
+        context = multiprocessing.get_context("spawn")
+        waiting = iter(list(left.items()))
+        with ProcessPoolExecutor(self.workers, mp_context=context) as pool:
+            running: dict[Future[Result], int] = {}
+            try:
+                while True:
+                    while len(running) < self.workers * _QUEUED_PER_WORKER:
+                        entry = next(waiting, None)
+                        if entry is None:
+                            break
+                        running[pool.submit(function, entry[1])] = entry[0]
+                    if not running:
+                        return
+                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        yield running.pop(future), future.result()
+            except BaseException:
+                for future in running:
+                    future.cancel()
+                raise
+
+
+class DaskEngine:
+    """A Dask cluster by scheduler address; the raw and output folders must be the same paths on its workers."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def run(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[tuple[int, Result]]:
+        """See `Engine.run`.
+
+        Raises:
+            BuildError: no scheduler at the address, or the cluster died.
+        """
+        from dask.distributed import Client, as_completed
+
+        try:
+            client = Client(self.address, timeout="30s")
+        except (OSError, TimeoutError) as error:
+            raise BuildError(f"no Dask scheduler answers at {self.address} ({error})") from error
+        with client:
+            window = max(8, _QUEUED_PER_WORKER * sum(client.nthreads().values()))
+            waiting = iter(enumerate(jobs))
+            numbers: dict[Any, int] = {}
+
+            def submit() -> Any:
+                entry = next(waiting, None)
+                if entry is None:
+                    return None
+                future = client.submit(function, entry[1], pure=False, retries=_RESTARTS_WITHOUT_PROGRESS)
+                numbers[future.key] = entry[0]
+                return future
+
+            first = [future for future in (submit() for _ in range(window)) if future is not None]
+            completed = as_completed(first)
+            for future in completed:
+                try:
+                    result = future.result()
+                except JmpDataError:
+                    raise
+                except Exception as error:
+                    if type(error).__module__.startswith("distributed"):
+                        raise BuildError(
+                            f"the Dask cluster lost a part ({error}); run again, finished parts are kept"
+                        ) from error
+                    raise
+                more = submit()
+                if more is not None:
+                    completed.add(more)
+                yield numbers.pop(future.key), result
+
+
+def choose_engine(*, workers: int, scheduler: str | None) -> Engine:
+    """The engine that the command-line options ask for."""
+    if scheduler is not None:
+        return DaskEngine(scheduler)
+    return SerialEngine() if workers == 1 else ProcessEngine(workers)

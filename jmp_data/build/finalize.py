@@ -1,0 +1,98 @@
+"""From finished parts to a data set: merge counts and statistics, gather provenance, assemble."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from jmp_data import __version__
+from jmp_data.build.plan import SplitBuild
+from jmp_data.build.raw_files import RawLedger
+from jmp_data.errors import ShardError
+from jmp_data.manifests import load_manifest, manifest_path
+from jmp_data.references import StatisticsAccumulator, fit_references
+from jmp_data.schema.units import constant_set
+from jmp_data.shards.assemble import assemble
+from jmp_data.shards.manifest import DatasetManifest
+from jmp_data.shards.staging import PartRecord, load_part
+from jmp_data.sources import get_source
+
+
+def finished_parts(build: SplitBuild) -> list[PartRecord]:
+    """Records of all parts of a split, in order.
+
+    Raises:
+        ShardError: some parts are not finished; the message says how many and which comes first.
+    """
+    records = [load_part(build.dataset, job.key) for job in build.jobs]
+    missing = [number for number, record in enumerate(records, 1) if record is None]
+    if missing:
+        raise ShardError(
+            f"{build.dataset}: {len(missing)} of {len(records)} parts are not built yet (first: {missing[0]}); "
+            "run the missing --part jobs, or build without --part"
+        )
+    return [record for record in records if record is not None]
+
+
+def _sum_counts(counts: Sequence[Any]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(sorted(total.items()))
+
+
+def _provenance(build: SplitBuild) -> dict[str, Any]:
+    name = build.source.partition(":")[0]
+    manifest = load_manifest(name)
+    return {
+        "source": build.source,
+        "source_manifest_sha256": hashlib.sha256(manifest_path(name).read_bytes()).hexdigest(),
+        "code_version": __version__,
+        "licence": manifest.licence,
+        "citation": manifest.citation,
+        "level_of_theory": manifest.level_of_theory,
+        "notes": list(build.notes),
+    }
+
+
+def finalize(build: SplitBuild, ledger: RawLedger) -> DatasetManifest:
+    """Assemble one split whose parts are all finished and whose raw files are all digested.
+
+    Raises:
+        ShardError: parts are missing, or lost a file.
+    """
+    parts = finished_parts(build)
+    total = StatisticsAccumulator()
+    for part in parts:
+        total.merge(StatisticsAccumulator.from_json(part.statistics))
+    settings = build.settings
+    source = get_source(build.source, constants=settings.constants)
+    quarantined = _sum_counts([part.quarantined for part in parts])
+    skipped = _sum_counts([part.skipped for part in parts])
+    stored = sum(shard.structures for part in parts for shard in part.shards)
+    constants = constant_set(settings.constants)
+    facts = {
+        "records_in": stored + sum(quarantined.values()) + sum(skipped.values()),
+        "quarantined": quarantined,
+        "skipped": skipped,
+        "raw_files": ledger.digests(name for job in build.jobs for name in job.part.files),
+        "units": {"energy": "eV", "length": "Å", "constants": constants.name},
+        "references": {
+            **fit_references(total, fitted_on=build.split),
+            "published": load_manifest(build.source.partition(":")[0]).published_constants(),
+        },
+        "statistics": total.summary(),
+        "provenance": _provenance(build),
+    }
+    return assemble(
+        build.dataset,
+        parts,
+        name=build.source,
+        split=build.split,
+        schema=source.schema,
+        layout=settings.layout,
+        format=settings.format,
+        facts=facts,
+    )

@@ -1,0 +1,157 @@
+"""Run a build: what is done stays done, what is missing is made, then each split is assembled."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from jmp_data.build.engines import Engine
+from jmp_data.build.finalize import finalize
+from jmp_data.build.lock import lock_targets
+from jmp_data.build.part import convert_part
+from jmp_data.build.plan import SplitBuild
+from jmp_data.build.raw_files import RawLedger
+from jmp_data.build.settings import PartJob
+from jmp_data.shards.formats import digest_file
+from jmp_data.shards.manifest import DatasetManifest, FileDigest
+from jmp_data.shards.staging import PartRecord, load_part, part_folder
+
+
+@dataclass(frozen=True, slots=True)
+class PartDone:
+    """Progress: one part is finished.
+
+    Attributes:
+        source: source name.
+        split: output split.
+        structures: structures that it stored.
+        quarantined: records set aside.
+        reused: finished by an earlier run.
+        damaged_files: messages about raw files that are damaged themselves.
+    """
+
+    source: str
+    split: str
+    structures: int
+    quarantined: int
+    reused: bool
+    damaged_files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SplitDone:
+    """One split is a finished data set.
+
+    Attributes:
+        dataset: its folder.
+        manifest: its manifest.
+        bytes: size of its shards.
+        seconds: time since the build began.
+        damaged_files: messages about raw files that are damaged themselves.
+    """
+
+    dataset: Path
+    manifest: DatasetManifest
+    bytes: int
+    seconds: float
+    damaged_files: tuple[str, ...] = ()
+
+
+Progress: TypeAlias = Callable[[PartDone], None]
+
+
+def _drop_stale(build: SplitBuild, ledger: RawLedger) -> None:
+    stale = ledger.changed({name for job in build.jobs for name in job.part.files})
+    for job in build.jobs:
+        if stale.intersection(job.part.files):
+            shutil.rmtree(part_folder(job.dataset, job.key), ignore_errors=True)
+
+
+def _digest_raw(task: tuple[Path, str]) -> FileDigest:
+    return digest_file(task[0] / task[1])
+
+
+def _done(build: SplitBuild, record: PartRecord, *, reused: bool) -> PartDone:
+    structures = sum(shard.structures for shard in record.shards)
+    quarantined = sum(record.quarantined.values())
+    return PartDone(build.source, build.split, structures, quarantined, reused, record.damaged_files)
+
+
+def _convert(builds: Sequence[SplitBuild], jobs: Sequence[PartJob], engine: Engine, progress: Progress) -> None:
+    build_of = {build.dataset: build for build in builds}
+    todo = []
+    for job in jobs:
+        record = load_part(job.dataset, job.key)
+        if record is None:
+            todo.append(job)
+        else:
+            progress(_done(build_of[job.dataset], record, reused=True))
+    for number, record in engine.run(convert_part, todo):
+        progress(_done(build_of[todo[number].dataset], record, reused=False))
+
+
+def run_build(builds: Sequence[SplitBuild], engine: Engine, progress: Progress) -> Iterator[SplitDone]:
+    """Build all splits, one after the other; yields each when it is a finished data set.
+
+    Raises:
+        TargetLockedError: another build is at work on one of the folders.
+        JmpDataError: bad input that cannot be set aside; finished parts are kept.
+    """
+    with lock_targets([build.dataset for build in builds]):
+        for build in builds:
+            start = time.monotonic()
+            ledger = RawLedger(build.dataset, build.raw)
+            _drop_stale(build, ledger)
+            _convert([build], build.jobs, engine, progress)
+            yield _finish(build, ledger, engine, start)
+
+
+def run_array_part(builds: Sequence[SplitBuild], part: tuple[int, int], engine: Engine, progress: Progress) -> None:
+    """Convert the I-th of N equal shares of all parts, as one job of a job array; nothing is assembled.
+
+    Args:
+        builds: the whole build; every job of the array plans the same.
+        part: (I, N), I from 1 to N.
+        engine: where to run.
+        progress: called after each part.
+    """
+    number, total = part
+    with lock_targets([build.dataset for build in builds], shared=True):
+        jobs = [job for build in builds for job in build.jobs]
+        _convert(builds, jobs[number - 1 :: total], engine, progress)
+
+
+def run_finalize(builds: Sequence[SplitBuild], engine: Engine) -> Iterator[SplitDone]:
+    """Assemble all splits after the jobs of an array are done.
+
+    Raises:
+        ShardError: parts are missing.
+    """
+    with lock_targets([build.dataset for build in builds]):
+        for build in builds:
+            start = time.monotonic()
+            ledger = RawLedger(build.dataset, build.raw)
+            ledger.changed({name for job in build.jobs for name in job.part.files})
+            yield _finish(build, ledger, engine, start)
+
+
+def _finish(build: SplitBuild, ledger: RawLedger, engine: Engine, start: float) -> SplitDone:
+    names = ledger.undigested(name for job in build.jobs for name in job.part.files)
+    digests = {
+        names[number]: digest for number, digest in engine.run(_digest_raw, [(build.raw, name) for name in names])
+    }
+    if digests:
+        ledger.record(digests)
+    manifest = finalize(build, ledger)
+    nbytes = sum(digest.bytes for shard in manifest.shards for digest in shard.files.values())
+    damaged = [message for job in build.jobs for message in _damaged(job)]
+    return SplitDone(build.dataset, manifest, nbytes, time.monotonic() - start, tuple(dict.fromkeys(damaged)))
+
+
+def _damaged(job: PartJob) -> tuple[str, ...]:
+    record = load_part(job.dataset, job.key)
+    return record.damaged_files if record is not None else ()

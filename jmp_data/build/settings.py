@@ -1,0 +1,62 @@
+"""What a build is asked to do, as plain values that travel to any worker."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from jmp_data.shards.layout import FORMAT_VERSION, Format, Layout
+from jmp_data.sources.protocol import Part
+
+OnError = Literal["quarantine", "fail"]
+GraphLayer = Literal["none", "main", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """Choices that change what is written.
+
+    Attributes:
+        format: storage format.
+        graphs: radius graphs to store beside the structures.
+        constants: named set of unit constants.
+        on_error: keep bad records aside, or stop at the first.
+        layout: block and shard capacities.
+    """
+
+    format: Format = "zarr"
+    graphs: GraphLayer = "none"
+    constants: str = "codata2014"
+    on_error: OnError = "quarantine"
+    layout: Layout = field(default_factory=Layout)
+
+
+@dataclass(frozen=True, slots=True)
+class PartJob:
+    """One part to convert: small, picklable, without data.
+
+    Attributes:
+        source: source name as on the command line.
+        raw: raw folder.
+        dataset: folder of the output split.
+        part: what to read.
+        limit: convert only the first records of the part (None: all).
+        settings: what to write.
+    """
+
+    source: str
+    raw: Path
+    dataset: Path
+    part: Part
+    settings: BuildSettings
+    limit: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Content key: the part, its raw files' sizes, and every setting that changes the output."""
+        settings = {**asdict(self.settings), "on_error": None}
+        text = json.dumps([self.source, self.part.key(self.raw), self.limit, settings, FORMAT_VERSION], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
