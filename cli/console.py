@@ -1,0 +1,110 @@
+"""What both programs share at the terminal: one-line errors, exit codes, tables, JSON, progress."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from jmp_data.errors import JmpDataError
+
+EXIT_BAD_INPUT = 1
+EXIT_DAMAGED_RAW = 3
+EXIT_INTERRUPTED = 130
+_LOG_INTERVAL = 10.0
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def fail(message: str) -> None:
+    """Print one error line."""
+    err.print(f"error: {' '.join(message.split())}", markup=False)
+
+
+def run_app(app: typer.Typer, name: str) -> None:
+    """Run a program; every expected failure is one line on stderr and a non-zero exit code."""
+    try:
+        app(prog_name=name)
+    except JmpDataError as error:
+        fail(str(error))
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        fail("interrupted; what is finished is kept, the same command goes on from there")
+        sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        hint = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
+        fail(f"{where}{error.strerror or error}{hint}")
+        sys.exit(EXIT_BAD_INPUT)
+
+
+def print_json(value: Any) -> None:
+    """Plain JSON on stdout, for machines."""
+    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table; numbers right-aligned."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        numeric = bool(rows) and all(str(row[number])[:1] in "-0123456789" for row in rows if str(row[number]))
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[str(value) for value in row])
+    # A log file or a pipe has no width; a table cut at 80 columns would lose names.
+    (out if out.is_terminal else Console(width=160, soft_wrap=True)).print(table)
+
+
+def print_facts(facts: Mapping[str, object]) -> None:
+    """Aligned name: value lines."""
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        out.print(f"{name:<{width}}  {value}", markup=False)
+
+
+@contextmanager
+def progress(label: str, total: int | None, unit: str = "") -> Iterator[Callable[[int, str], None]]:
+    """A live bar on a terminal, a line every ten seconds in a log file.
+
+    Yields:
+        `advance(count, note)`.
+    """
+    if err.is_terminal:
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=err,
+            transient=True,
+        )
+        with bar:
+            task = bar.add_task(label, total=total, note="")
+            yield lambda count, note="": bar.update(task, advance=count, note=note)
+        return
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(count: int, note: str = "") -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if now - last >= _LOG_INTERVAL:
+            last = now
+            of = f"/{total}" if total is not None else ""
+            err.print(f"{label}: {done}{of} {unit} after {now - start:.0f} s {note}".rstrip(), markup=False)
+
+    yield advance

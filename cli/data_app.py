@@ -1,0 +1,27 @@
+"""`jmp-data`: raw files → checked shards → mixture. Each verb lives in a module of its own kind."""
+
+from __future__ import annotations
+
+import typer
+
+from jmp_cli import data_build, data_fetch, data_look, data_mix
+from jmp_cli.console import run_app
+
+app = typer.Typer(
+    name="jmp-data",
+    help="From raw atomistic data sets to a temperature-mixed training stream, eV and Å throughout.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for module in (data_look, data_fetch, data_build, data_mix):
+    module.register(app)
+
+
+def main() -> None:
+    """Entry point."""
+    run_app(app, "jmp-data")
+
+
+if __name__ == "__main__":
+    main()

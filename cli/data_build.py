@@ -1,0 +1,193 @@
+"""`jmp-data build` and `verify`: convert raw files, and check what was converted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from jmp_cli.console import EXIT_BAD_INPUT, EXIT_DAMAGED_RAW, err, fail, out, print_json, print_table, progress
+from jmp_data.build import (
+    BuildSettings,
+    PartDone,
+    SplitDone,
+    choose_engine,
+    plan_build,
+    run_array_part,
+    run_build,
+    run_finalize,
+)
+from jmp_data.build.plan import SplitBuild
+from jmp_data.errors import ManifestError
+from jmp_data.shards.integrity import find_datasets, verify_dataset
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this module."""
+    app.command()(build)
+    app.command()(verify)
+
+
+def _parse_share(part: str | None) -> tuple[int, int] | None:
+    if part is None:
+        return None
+    try:
+        number, total = (int(text) for text in part.split("/"))
+    except ValueError:
+        raise ManifestError(f"--part {part}: give I/N, for instance 3/100") from None
+    if not 1 <= number <= total:
+        raise ManifestError(f"--part {part}: I runs from 1 to N")
+    return number, total
+
+
+def _print_done(done: list[SplitDone]) -> None:
+    rows = []
+    for split in done:
+        manifest = split.manifest
+        rate = manifest.num_structures / max(split.seconds, 1e-9)
+        rows.append(
+            [
+                manifest.name,
+                manifest.split,
+                f"{manifest.num_structures:,}",
+                f"{sum(manifest.quarantined.values()):,}",
+                f"{sum(manifest.skipped.values()):,}",
+                f"{len(manifest.shards)}",
+                f"{split.bytes / 1e6:.2f}",
+                f"{split.bytes / max(1, manifest.num_structures):.0f}",
+                f"{rate:,.0f}",
+            ]
+        )
+    columns = ["data set", "split", "structures", "quarantined", "skipped", "shards", "MB", "bytes each", "per second"]
+    print_table("Built", columns, rows)
+    for split in done:
+        for reason, count in split.manifest.quarantined.items():
+            err.print(f"quarantined: {split.dataset}: {count} x {reason} (see quarantine.jsonl)", markup=False)
+
+
+def _as_json(split: SplitDone) -> dict[str, object]:
+    manifest = split.manifest
+    return {
+        "dataset": manifest.name,
+        "split": manifest.split,
+        "path": str(split.dataset),
+        "structures": manifest.num_structures,
+        "atoms": manifest.num_atoms,
+        "records_in": manifest.records_in,
+        "quarantined": dict(manifest.quarantined),
+        "skipped": dict(manifest.skipped),
+        "bytes": split.bytes,
+        "seconds": round(split.seconds, 3),
+    }
+
+
+def build(
+    sources: Annotated[list[str], typer.Argument(help="Sources such as oc20, rmd17:aspirin, or a my.yaml.")],
+    raw: Annotated[Path, typer.Option(help="Folder with the published files, in their published layout.")] = Path(
+        "raw"
+    ),
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the data sets.")] = Path("shards"),
+    split: Annotated[list[str] | None, typer.Option(help="Split to build; repeat for several. Default: all.")] = None,
+    format: Annotated[Literal["zarr", "webdataset"], typer.Option(help="Storage format.")] = "zarr",
+    graphs: Annotated[Literal["none", "main", "all"], typer.Option(help="Radius graphs to store as well.")] = "none",
+    workers: Annotated[int, typer.Option(min=0, help="Local processes; 0 means one per core.")] = 0,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler, instead of local processes.")
+    ] = None,
+    part: Annotated[str | None, typer.Option(help="I/N: convert the I-th of N shares, for a job array.")] = None,
+    finalize: Annotated[bool, typer.Option("--finalize", help="Assemble after all --part jobs are done.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N records of each split.")] = None,
+    on_error: Annotated[
+        Literal["quarantine", "fail"], typer.Option(help="What to do with a bad record.")
+    ] = "quarantine",
+    constants: Annotated[str, typer.Option(help="Unit constants: codata2014 or jmp_reference.")] = "codata2014",
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+) -> None:
+    """Convert raw files to checked shards in eV and Å; start it again after a crash and it goes on.
+
+    Example: jmp-data build oc20 ani1x --raw raw --out shards --workers 8
+    """
+    settings = BuildSettings(format=format, graphs=graphs, constants=constants, on_error=on_error)
+    share = _parse_share(part)
+    if share is not None and finalize:
+        raise ManifestError("--part converts and --finalize assembles: run them one after the other")
+    builds = plan_build(sources, raw, out_dir, splits=split or (), settings=settings, limit=limit)
+    for planned in builds:
+        for note in planned.notes:
+            err.print(f"note: {planned.source}/{planned.split}: {note}", markup=False)
+    engine = choose_engine(workers=workers or _cores(), scheduler=scheduler)
+    if finalize:
+        done = list(run_finalize(builds, engine))
+    else:
+        done = _run(builds, engine, share)
+    if as_json:
+        print_json([_as_json(entry) for entry in done])
+    elif done:
+        _print_done(done)
+    damaged = [message for entry in done for message in entry.damaged_files]
+    for message in damaged:
+        fail(message)
+    if damaged:
+        raise typer.Exit(EXIT_DAMAGED_RAW)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _run(builds: list[SplitBuild], engine, share: tuple[int, int] | None) -> list[SplitDone]:  # type: ignore[no-untyped-def]
+    total = sum(len(planned.jobs) for planned in builds)
+    structures = 0
+    with progress("build", total if share is None else None, "parts") as advance:
+
+        def report(entry: PartDone) -> None:
+            nonlocal structures
+            structures += entry.structures
+            advance(1, f"{structures:,} structures, at {entry.source}/{entry.split}")
+
+        if share is not None:
+            run_array_part(builds, share, engine, report)
+            err.print(f"part {share[0]}/{share[1]}: {structures:,} structures; assemble with --finalize", markup=False)
+            return []
+        return list(run_build(builds, engine, report))
+
+
+def verify(
+    directory: Annotated[Path, typer.Argument(help="A data set, or a folder of data sets.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Rebuild damaged shards from --raw.")] = False,
+    raw: Annotated[Path | None, typer.Option(help="Raw files, for --repair.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print findings as JSON.")] = False,
+) -> None:
+    """Check every byte of one or more data sets; each finding names shard, array and block.
+
+    Example: jmp-data verify shards/ani1x
+    """
+    if repair and raw is None:
+        raise ManifestError("--repair needs --raw, the folder with the published files")
+    findings = []
+    datasets = find_datasets(directory)
+    for dataset in datasets:
+        with progress(f"verify {dataset}", None, "shards") as advance:
+            damage = verify_dataset(dataset, lambda done, total: advance(1, f"of {total}"))
+        if damage and repair and raw is not None:
+            from jmp_data.build.repair import repair_dataset
+
+            rebuilt = repair_dataset(dataset, raw, damage)
+            out.print(f"{dataset}: rebuilt {rebuilt} shards", markup=False)
+            damage = verify_dataset(dataset)
+        findings += damage
+    if as_json:
+        print_json(
+            {
+                "datasets": [str(path) for path in datasets],
+                "damage": [{"file": d.file, "shard": d.shard, "message": d.message} for d in findings],
+            }
+        )
+    for damage_entry in findings:
+        fail(damage_entry.message)
+    if findings:
+        raise typer.Exit(EXIT_BAD_INPUT)
+    if not as_json:
+        out.print(f"{len(datasets)} data sets verified, no damage", markup=False)

@@ -1,0 +1,40 @@
+"""`jmp-data download` and `demo-raw`: get raw files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jmp_cli.console import out, print_json, print_table, progress
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this module."""
+    app.command(name="demo-raw")(demo_raw)
+
+
+def demo_raw(
+    directory: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    seed: Annotated[int, typer.Option(help="Seed of geometries and splits.")] = 0,
+    scale: Annotated[
+        float, typer.Option(min=0.01, help="Size, relative to the default few thousand structures.")
+    ] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write miniatures of the four archives in their published layouts, labelled with real physics.
+
+    Example: jmp-data demo-raw raw
+    """
+    from jmp_data.demo import write_demo_raw
+
+    with progress("demo data", None, "structures") as advance:
+        summary = write_demo_raw(
+            directory, seed=seed, scale=scale, progress=lambda name, done, total: advance(1, f"{name} {done}/{total}")
+        )
+    if as_json:
+        print_json(summary)
+        return
+    print_table("Demo archives", ["archive", "structures"], [[n, c] for n, c in summary.structures.items()])
+    out.print(f"written to {directory}", markup=False)
