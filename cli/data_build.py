@@ -118,10 +118,7 @@ def build(
         for note in planned.notes:
             err.print(f"note: {planned.source}/{planned.split}: {note}", markup=False)
     engine = choose_engine(workers=workers or _cores(), scheduler=scheduler)
-    if finalize:
-        done = list(run_finalize(builds, engine))
-    else:
-        done = _run(builds, engine, share)
+    done = list(run_finalize(builds, engine)) if finalize else _run(builds, engine, share)
     if as_json:
         print_json([_as_json(entry) for entry in done])
     elif done:
