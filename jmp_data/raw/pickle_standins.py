@@ -259,19 +259,23 @@ def build_tensor(
     """
     if len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:
         raise ValueError(f"a tensor of shape {shape} has strides {strides}")
-    count, last = 1, offset
-    for size, stride in zip(shape, strides, strict=True):
+    count, last, row_major = 1, offset, True
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if type(size) is not int or type(stride) is not int or size < 0 or stride < 0:
             raise ValueError(f"a tensor has shape {shape} and strides {strides}")
+        row_major = row_major and (stride == count or size == 1)
         count *= size
         last += (size - 1) * stride
-    if offset < 0 or (count and last >= values.size):
+    if type(offset) is not int or offset < 0 or (count and last >= values.size):
         raise ValueError(f"a tensor of shape {shape} reaches beyond its storage of {values.size} values")
     itemsize = values.itemsize
     budget.spend_bytes(count * itemsize)
     if not count:
         return np.empty(shape, values.dtype)
-    return np.ndarray(shape, values.dtype, values, offset * itemsize, tuple([s * itemsize for s in strides])).copy("C")
+    if row_major:
+        return values[offset : offset + count].reshape(shape).copy()
+    steps = tuple(stride * itemsize for stride in strides)
+    return np.ndarray(shape, values.dtype, values, offset * itemsize, steps).copy("C")
 
 
 def record_attributes(value: object, where: str) -> Mapping[str, Any]:

@@ -13,6 +13,9 @@ from typing import Any
 from jmp_data.errors import RawFileError
 from jmp_data.raw.pickle_machine import PickleMachine
 from jmp_data.raw.pickle_standins import ALLOWED, Budget, plain_value, record_attributes
+from jmp_data.raw.pickle_templates import TemplateCache
+
+_TEMPLATES = TemplateCache()
 
 
 def load_record(payload: bytes, *, where: str) -> Mapping[str, Any]:
@@ -31,13 +34,29 @@ def load_record(payload: bytes, *, where: str) -> Mapping[str, Any]:
         UnsafePickleError: the pickle names a class or function that is not on the list; nothing of it was executed.
         RawFileError: the payload is damaged or no record.
     """
-    value = _run(payload, where)
-    return _plain(record_attributes(value, where), payload, where)  # type: ignore[no-any-return]
+    try:
+        known = _TEMPLATES.decode(payload, where)
+        if known is not None:
+            return known
+        attributes = record_attributes(_run(payload, where), where)
+        record: Mapping[str, Any] = plain_value(attributes, where, Budget(len(payload)))
+    except RawFileError:
+        raise
+    except (ValueError, TypeError, OverflowError) as error:
+        raise _undecodable(where, error) from error
+    _TEMPLATES.learn(payload, where)
+    return record
 
 
 def load_value(payload: bytes, *, where: str) -> Any:
     """Decodes a pickle of plain values, such as the count under ``length``; rules and errors of :func:`load_record`."""
-    return _plain(_run(payload, where), payload, where)
+    value = _run(payload, where)
+    try:
+        return plain_value(value, where, Budget(len(payload)))
+    except RawFileError:
+        raise
+    except (ValueError, TypeError, OverflowError) as error:
+        raise _undecodable(where, error) from error
 
 
 def _run(payload: bytes, where: str) -> object:
@@ -48,10 +67,5 @@ def _run(payload: bytes, where: str) -> object:
     return value
 
 
-def _plain(value: object, payload: bytes, where: str) -> Any:
-    try:
-        return plain_value(value, where, Budget(len(payload)))
-    except RawFileError:
-        raise
-    except (ValueError, TypeError, OverflowError) as error:
-        raise RawFileError(f"{where}: the record cannot be decoded: {error}") from error
+def _undecodable(where: str, error: Exception) -> RawFileError:
+    return RawFileError(f"{where}: the record cannot be decoded: {error}")

@@ -46,6 +46,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "Byte": np.dtype("<u1"),
     "Bool": np.dtype("?"),
 }
+_DTYPES_BY_PREFIX = {kind.encode(): dtype for kind, dtype in DTYPES.items()}
 STORAGE_CLASSES: dict[tuple[str, str], Global] = {
     **{("torch", f"{kind}Storage"): Global(f"torch.{kind}Storage", tag=dtype) for kind, dtype in DTYPES.items()},
     ("torch.storage", "UntypedStorage"): Global("torch.storage.UntypedStorage", tag=DTYPES["Byte"]),
@@ -58,11 +59,11 @@ _LONE_STORAGE = re.compile(
     rb"\x80\x02}q\x00\(X\x10\x00\x00\x00protocol_versionq\x01M\xe9\x03X\r\x00\x00\x00little_endianq\x02\x88"
     rb"X\n\x00\x00\x00type_sizesq\x03}q\x04\(X\x05\x00\x00\x00shortq\x05K\x02X\x03\x00\x00\x00intq\x06K\x04"
     rb"X\x04\x00\x00\x00longq\x07K[\x04\x08]uu\."
-    rb"\x80\x02\(X\x07\x00\x00\x00storageq\x00ctorch\n(?P<kind>[A-Z][a-z]{2,5})Storage\nq\x01"
-    rb"X(?P<key_length>[\x00-\x20])\x00\x00\x00(?P<key>[0-9]{1,32})q\x02X\x03\x00\x00\x00cpuq\x03"
-    rb"(?:K(?P<count1>.)|M(?P<count2>..)|J(?P<count4>....))N?tq\x04Q\."
-    rb"\x80\x02]q\x00X(?P=key_length)\x00\x00\x00(?P=key)q\x01a\."
-    rb"(?P<stored_count>.{8})",
+    rb"\x80\x02\(X\x07\x00\x00\x00storageq\x00ctorch\n([A-Z][a-z]{2,5})Storage\nq\x01"
+    rb"X([\x00-\x20])\x00\x00\x00([0-9]{1,32})q\x02X\x03\x00\x00\x00cpuq\x03"
+    rb"(K.|M..|J....)N?tq\x04Q\."
+    rb"\x80\x02]q\x00X\2\x00\x00\x00\3q\x01a\."
+    rb"(.{8})",  # number of values
     re.DOTALL,
 )
 
@@ -83,12 +84,11 @@ def read_storage(stream: bytes, where: str) -> FlatArray:
     """
     match = _LONE_STORAGE.match(stream)
     if match is not None:
-        kind, key_length, key, count1, count2, count4, stored_count = match.groups()
-        dtype = DTYPES.get(kind.decode())
-        count = int.from_bytes(stored_count, "little")
-        declared = int.from_bytes(count1 or count2 or count4, "little")
-        start = match.end()
-        if dtype is not None and key_length[0] == len(key) and count == declared:
+        kind, key_length, key, declared, stored = match.groups()
+        dtype = _DTYPES_BY_PREFIX.get(kind)
+        count = int.from_bytes(stored, "little")
+        if dtype is not None and key_length[0] == len(key) and count == int.from_bytes(declared[1:], "little"):
+            start = match.end()
             if start + count * dtype.itemsize != len(stream):
                 raise _wrong_size(where, count, dtype, len(stream) - start)
             return np.frombuffer(stream, dtype, count, start)
