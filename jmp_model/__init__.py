@@ -1,0 +1,1 @@
+"""GemNet-OC models of the JMP family: architecture, weights, training and use."""

@@ -1,0 +1,240 @@
+"""Everything of a forward pass that depends on geometry and basis weights but not on features.
+
+A message "sum over triplets of basis(distance, angle) × feature" is linear in the features. Its coefficients are put
+together here once, as small dense blocks per target atom, and every interaction block then multiplies by them: one
+batched matrix product instead of a gather per triplet. The edge → atom message even sums out its inner edge here.
+
+Shapes: N atoms, E main edges, D/D2 slots for main/a2ee2a edges at one atom, K features; see `topology`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jmp_model.gemnet_oc.angular import (
+    Azimuths,
+    axis_frames,
+    azimuths,
+    dihedral_angles,
+    dihedral_input_terms,
+    dihedral_output_terms,
+    legendre_basis,
+)
+from jmp_model.gemnet_oc.bases import Bases
+from jmp_model.gemnet_oc.config import Collinear
+from jmp_model.gemnet_oc.ragged import pick, sum_by_group
+from jmp_model.gemnet_oc.topology import QuadrupletTopology, TargetSorted, Topology
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Lengths (edges,) Å and unit vectors source → target (edges, 3) of the sorted edges."""
+
+    main_distance: Tensor
+    main_vector: Tensor
+    a2ee2a_distance: Tensor
+    a2ee2a_vector: Tensor
+    qint_distance: Tensor
+    qint_vector: Tensor
+    a2a_distance: Tensor
+
+
+@dataclass(frozen=True)
+class QuadrupletKernels:
+    """Coefficients of the quadruplet interaction.
+
+    Attributes:
+        circular: (Q, D_in, q) projected circular basis of each d→b→a.
+        input_terms: (Q, 2S, D_in) azimuthal terms of d, zero for excluded places.
+        output: (Na, D_out·w, Dq·2S) coefficients of the azimuthal sums for each main edge c→a.
+        closing: (Eo, w, Dq) what `output` counts too much: the edge c→b, which is no quadruplet of c→a.
+        rounding: what the original computes for collinear quadruplets beyond a right angle, if that is wanted.
+    """
+
+    circular: Tensor
+    input_terms: Tensor
+    output: Tensor
+    closing: Tensor
+    rounding: RoundingTerms | None
+
+
+@dataclass(frozen=True)
+class RoundingTerms:
+    """Corrections of single quadruplets.
+
+    Attributes:
+        output_row: (n,) row of c→a in `output_edges`.
+        input_place: (n,) flat place (qint edge, input slot) of d→b.
+        coefficient: (n, w).
+    """
+
+    output_row: Tensor
+    input_place: Tensor
+    coefficient: Tensor
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Radial features per edge and message coefficients.
+
+    Attributes:
+        radial: (E, R) radial basis of the main edges.
+        rad_e2e, rad_qint, rad_e2a, rad_atom_update, rad_output: (E, r); rad_a2e: (a2ee2a edges, r).
+        e2e: (N, D·q, D) from main edges to main edges of one target.
+        a2e: (N, D·q, D2) from a2ee2a edges to main edges.
+        e2a: (N, q, D) from main edges to the target atom.
+        a2a: (N, r, pairs at one atom).
+        quads: None if there is no qint edge.
+    """
+
+    radial: Tensor
+    rad_e2e: Tensor
+    rad_qint: Tensor
+    rad_a2e: Tensor
+    rad_e2a: Tensor
+    rad_atom_update: Tensor
+    rad_output: Tensor
+    e2e: Tensor
+    a2e: Tensor
+    e2a: Tensor
+    a2a: Tensor
+    quads: QuadrupletKernels | None
+
+
+def measure(topology: Topology, positions: Tensor, cell: Tensor, batch: Tensor) -> Geometry:
+    """Lengths and directions of all edges, differentiable in positions and cell."""
+
+    def lengths(edges: TargetSorted) -> tuple[Tensor, Tensor]:
+        shift = torch.einsum("ei,eij->ej", edges.cell_offsets.to(cell.dtype), cell[batch[edges.target]])
+        arrow = positions[edges.target] - positions[edges.source] - shift
+        distance = arrow.norm(dim=-1)
+        return distance, arrow / distance[:, None]
+
+    main, a2ee2a = lengths(topology.main), lengths(topology.a2ee2a)
+    qint = lengths(topology.quads.qint) if topology.quads else (positions.new_zeros(0), positions.new_zeros(0, 3))
+    return Geometry(*main, *a2ee2a, *qint, lengths(topology.a2a)[0])
+
+
+def build_kernels(
+    bases: Bases, topology: Topology, geometry: Geometry, *, collinear: Collinear = "right_angle"
+) -> Kernels:
+    """Evaluate the bases and contract them as far as features are not needed."""
+    main, a2ee2a = topology.main.layout, topology.a2ee2a.layout
+    orders = bases.num_spherical
+    radial = bases.radial_basis(geometry.main_distance)
+    radial_a2ee2a = bases.radial_basis(geometry.a2ee2a_distance)
+    vectors, inner_vectors = main.pad(geometry.main_vector), a2ee2a.pad(geometry.a2ee2a_vector)
+
+    e2e_angles = legendre_basis((vectors @ vectors.transpose(1, 2)).clamp(-1, 1), orders)
+    itself = torch.eye(main.width, dtype=torch.bool, device=radial.device)[None, :, :, None]
+    e2e_angles = e2e_angles.masked_fill(itself, 0.0)
+    mixed_angles = legendre_basis((vectors @ inner_vectors.transpose(1, 2)).clamp(-1, 1), orders)
+    mixed_angles = mixed_angles.masked_fill(topology.same_image[..., None], 0.0)
+
+    e2a_inner = a2ee2a.pad(bases.mlp_cbf_eaint(radial_a2ee2a))
+    e2a = torch.einsum("ndks,nkis->nid", mixed_angles, e2a_inner)
+    pair_radial = sum_by_group(
+        bases.mlp_rbf_aint(bases.radial_basis(geometry.a2a_distance)),
+        topology.pair_of_a2a,
+        topology.pair_source.shape[0],
+    )
+    return Kernels(
+        radial=radial,
+        rad_e2e=bases.mlp_rbf_tint(radial),
+        rad_qint=bases.mlp_rbf_qint(radial),
+        rad_a2e=bases.mlp_rbf_aeint(radial_a2ee2a),
+        rad_e2a=bases.mlp_rbf_eaint(radial),
+        rad_atom_update=bases.mlp_rbf_h(radial),
+        rad_output=bases.mlp_rbf_out(radial),
+        e2e=edge_kernel(main.pad(bases.mlp_cbf_tint(radial)), e2e_angles),
+        a2e=edge_kernel(main.pad(bases.mlp_cbf_aeint(radial)), mixed_angles),
+        e2a=e2a,
+        a2a=topology.pairs.pad(pair_radial).transpose(1, 2),
+        quads=_quadruplet_kernels(bases, topology.quads, geometry, radial, vectors, collinear)
+        if topology.quads
+        else None,
+    )
+
+
+def edge_kernel(projected: Tensor, angles: Tensor) -> Tensor:
+    """Contract radial and angular halves, (N, D, q, S) with (N, D, D_in, S) to (N, D·q, D_in)."""
+    groups, width, out, orders = projected.shape
+    inner = angles.shape[2]
+    kernel = torch.bmm(projected.reshape(-1, out, orders), angles.reshape(-1, inner, orders).transpose(1, 2))
+    return kernel.view(groups, width * out, inner)
+
+
+def _quadruplet_kernels(
+    bases: Bases,
+    quads: QuadrupletTopology,
+    geometry: Geometry,
+    radial: Tensor,
+    vectors: Tensor,
+    collinear: Collinear,
+) -> QuadrupletKernels:
+    orders = bases.num_spherical
+    axes = geometry.qint_vector
+    frames = axis_frames(axes)
+
+    inner_vectors = vectors[quads.source_atoms][:, : quads.input_layout.width][quads.source_row]
+    inner_angles = legendre_basis((inner_vectors * axes[:, None]).sum(-1).clamp(-1, 1), orders)
+    circular = inner_angles @ bases.mlp_cbf_qint(bases.radial_basis(geometry.qint_distance)).transpose(1, 2)
+    inner = azimuths(inner_vectors, (frames[0][:, None], frames[1][:, None]), orders)
+    input_terms = dihedral_input_terms(inner) * quads.input_mask[..., None].to(radial.dtype)
+
+    at = quads.qint_of_output
+    outer_vectors = geometry.main_vector[quads.output_edges][:, None]
+    outer_angles = legendre_basis((outer_vectors * axes[at]).sum(-1).clamp(-1, 1), orders)
+    outer_angles = outer_angles * quads.output_mask[..., None].to(radial.dtype)
+    outer = azimuths(outer_vectors, (frames[0][at], frames[1][at]), orders)
+    spherical = outer_angles @ bases.mlp_sbf_qint.split_outer(radial[quads.output_edges], orders)
+    num_edges, num_slots = at.shape
+    spherical = spherical.view(num_edges, num_slots, -1, orders)
+    output = spherical @ dihedral_output_terms(outer, orders)
+    output = output.transpose(1, 2).reshape(num_edges, spherical.shape[2], -1)
+    return QuadrupletKernels(
+        circular=circular,
+        input_terms=input_terms.transpose(1, 2),
+        output=quads.output_layout.pad(output).flatten(1, 2),
+        closing=_closing_kernel(quads, spherical, inner.collinear, outer.collinear),
+        rounding=_rounding_terms(quads, spherical, (inner_vectors, axes, outer_vectors), inner, outer)
+        if collinear == "as_computed"
+        else None,
+    )
+
+
+def _closing_kernel(quads: QuadrupletTopology, spherical: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
+    """Coefficient with which the separated sums contain d = c: dihedral 0, or π/2 where a, b, c are collinear."""
+    num_edges, num_slots, out, orders = spherical.shape
+    collinear = inner.reshape(-1)[quads.closing_input] | outer.reshape(-1)[quads.closing_place]
+    cosine = (~collinear).to(spherical.dtype)
+    dihedral = legendre_basis(cosine, orders)
+    at_closing = pick(spherical.reshape(-1, out, orders), quads.closing_place)
+    values = (at_closing * dihedral[:, None]).sum(-1)
+    kernel = spherical.new_zeros(num_edges * num_slots, out).index_copy(0, quads.closing_place, values)
+    return kernel.view(num_edges, num_slots, out).transpose(1, 2)
+
+
+def _rounding_terms(
+    quads: QuadrupletTopology,
+    spherical: Tensor,
+    vectors: tuple[Tensor, Tensor, Tensor],
+    inner: Azimuths,
+    outer: Azimuths,
+) -> RoundingTerms:
+    """Evaluate the original's formula on the quadruplets that have c or d on the axis, minus the right angle."""
+    db, ba, ca = vectors
+    at = quads.qint_of_output
+    affected = outer.collinear[..., None] | inner.collinear[at]
+    affected = affected & quads.output_mask[..., None] & quads.input_mask[at]
+    affected.view(-1, affected.shape[-1])[quads.closing_place, quads.closing_input % affected.shape[-1]] = False
+    row, place, slot = torch.nonzero(affected, as_tuple=True)
+    qint = at[row, place]
+    normals = [torch.linalg.cross(v, ba[qint]) for v in (ca[row, 0], db[qint, slot])]
+    orders = spherical.shape[-1]
+    cosine = torch.cos(dihedral_angles(normals[0], normals[1]))
+    change = legendre_basis(cosine, orders) - legendre_basis(torch.zeros_like(cosine), orders)
+    return RoundingTerms(row, qint * affected.shape[-1] + slot, (spherical[row, place] * change[:, None]).sum(-1))

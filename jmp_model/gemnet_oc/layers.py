@@ -1,0 +1,81 @@
+"""The dense building blocks of GemNet-OC. Bias-free throughout; activation is SiLU/0.6, which preserves variance."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from jmp_model.gemnet_oc.initializers import he_orthogonal_
+
+SILU_GAIN = 1 / 0.6
+INV_SQRT_2 = 1 / math.sqrt(2)
+
+
+def scaled_silu(x: Tensor) -> Tensor:
+    """SiLU(x)/0.6, of any shape."""
+    return functional.silu(x).mul_(SILU_GAIN)
+
+
+class ScaledSiLU(nn.Module):
+    """`scaled_silu` as a module, for use in `nn.Sequential`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply element-wise."""
+        return scaled_silu(x)
+
+
+class Dense(nn.Module):
+    """Bias-free linear layer, optionally followed by the scaled SiLU."""
+
+    def __init__(self, in_features: int, out_features: int, *, activation: bool = False) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features, bias=False)
+        self.activation = activation
+        he_orthogonal_(self.linear.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        y: Tensor = self.linear(x)
+        return scaled_silu(y) if self.activation else y
+
+
+class ResidualLayer(nn.Module):
+    """x ↦ (x + act(W₂·act(W₁·x)))/√2."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.dense_mlp = nn.Sequential(Dense(units, units, activation=True), Dense(units, units, activation=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., units) to the same shape."""
+        y: Tensor = self.dense_mlp(x)
+        return (x + y) * INV_SQRT_2
+
+
+def residual_stack(units: int, depth: int) -> nn.Sequential:
+    """`depth` residual layers in a row (none is the identity)."""
+    return nn.Sequential(*(ResidualLayer(units) for _ in range(depth)))
+
+
+def dense_then_residuals(in_features: int, units: int, depth: int) -> nn.Sequential:
+    """A dense layer to the wanted width, left out where the width is right already, then residual layers."""
+    first = [] if in_features == units else [Dense(in_features, units, activation=True)]
+    return nn.Sequential(*first, *(ResidualLayer(units) for _ in range(depth)))
+
+
+class BilinearWeight(nn.Module):
+    """Weight of an efficient bilinear layer: contracts basis index and feature index jointly.
+
+    The released checkpoints keep it one module deeper (`….bilinear.linear.weight`), hence this wrapper.
+    """
+
+    def __init__(self, num_basis: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.bilinear = Dense(num_basis * in_features, out_features)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map (rows, num_basis·in_features), basis index slow, to (rows, out_features)."""
+        y: Tensor = self.bilinear(z)
+        return y

@@ -1,0 +1,1 @@
+"""What reads the backbone: heads for pre-training and fine-tuning."""
