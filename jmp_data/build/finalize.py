@@ -13,11 +13,9 @@ from jmp_data.build.raw_files import RawLedger
 from jmp_data.errors import ShardError
 from jmp_data.manifests import load_manifest, manifest_path
 from jmp_data.references import StatisticsAccumulator, fit_references
-from jmp_data.schema.units import constant_set
 from jmp_data.shards.assemble import assemble
 from jmp_data.shards.manifest import DatasetManifest
 from jmp_data.shards.staging import PartRecord, load_part
-from jmp_data.sources import get_source
 
 
 def finished_parts(build: SplitBuild) -> list[PartRecord]:
@@ -68,17 +66,16 @@ def finalize(build: SplitBuild, ledger: RawLedger) -> DatasetManifest:
     for part in parts:
         total.merge(StatisticsAccumulator.from_json(part.statistics))
     settings = build.settings
-    source = get_source(build.source, constants=settings.constants)
+    source = settings.open_source(build.source)
     quarantined = _sum_counts([part.quarantined for part in parts])
     skipped = _sum_counts([part.skipped for part in parts])
     stored = sum(shard.structures for part in parts for shard in part.shards)
-    constants = constant_set(settings.constants)
     facts = {
         "records_in": stored + sum(quarantined.values()) + sum(skipped.values()),
         "quarantined": quarantined,
         "skipped": skipped,
         "raw_files": ledger.digests(name for job in build.jobs for name in job.part.files),
-        "units": {"energy": "eV", "length": "Å", "constants": constants.name},
+        "units": {"energy": "eV", "length": "Å", "constants": settings.constants},
         "references": {
             **fit_references(total, fitted_on=build.split),
             "published": load_manifest(build.source.partition(":")[0]).published_constants(),

@@ -21,8 +21,7 @@ from jmp_data.schema.validate import Rejection, check_block
 from jmp_data.shards.assemble import QUARANTINE_FILE
 from jmp_data.shards.atomic import write_atomic
 from jmp_data.shards.staging import PartRecord, finish_part, load_part, part_folder, stage_shards
-from jmp_data.sources import get_source
-from jmp_data.sources.protocol import Item, Quarantined, Skipped
+from jmp_data.sources import Item, Quarantined, Skipped
 
 
 def _plain(value: Any) -> Any:
@@ -119,7 +118,7 @@ def convert_part(job: PartJob) -> PartRecord:
         finished = load_part(job.dataset, key)
         if finished is not None:
             return finished
-        source = get_source(job.source, constants=job.settings.constants)
+        source = job.settings.open_source(job.source)
         intake = _Intake(job, source.required)
         shards = stage_shards(
             job.dataset,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jmp_data.build.settings import BuildSettings, PartJob
 from jmp_data.errors import ManifestError
-from jmp_data.sources import get_source
+from jmp_data.sources import expand_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,7 @@ def plan_split(
     Raises:
         RawFileError: raw files are missing or not in the published layout.
     """
-    source = get_source(source_name, constants=settings.constants)
-    plan = source.plan(raw, split)
+    plan = settings.open_source(source_name).plan(raw, split)
     folder = dataset_folder(out, source_name, plan.split)
     jobs, left = [], limit
     for part in plan.parts:
@@ -72,7 +71,7 @@ def plan_build(
     """All splits of all sources.
 
     Args:
-        sources: source names.
+        sources: source names; a name without its part means all parts.
         raw: folder with the published files.
         out: folder for the data sets.
         splits: splits to build; every split whose files are there by default.
@@ -83,11 +82,12 @@ def plan_build(
         ManifestError: unknown source, or the same source twice.
         RawFileError: raw files are missing or malformed.
     """
-    if len(set(sources)) != len(sources):
+    names = [name for source in sources for name in expand_source(source)]
+    if len(set(names)) != len(names):
         raise ManifestError(f"a source is named twice: {' '.join(sources)}")
     raw = raw.resolve()
     builds = []
-    for name in sources:
-        present = get_source(name, constants=settings.constants).splits(raw)
+    for name in names:
+        present = settings.open_source(name).splits(raw)
         builds += [plan_split(name, raw, out, split, settings, limit) for split in (splits or present)]
     return builds

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from jmp_data.schema.units import get_constants
 from jmp_data.shards.layout import FORMAT_VERSION, Format, Layout
-from jmp_data.sources.protocol import Part
+from jmp_data.sources import Part, Source, get_source
 
 OnError = Literal["quarantine", "fail"]
 GraphLayer = Literal["none", "main", "all"]
@@ -32,6 +33,10 @@ class BuildSettings:
     constants: str = "codata2014"
     on_error: OnError = "quarantine"
     layout: Layout = field(default_factory=Layout)
+
+    def open_source(self, name: str) -> Source:
+        """The source of that name, converting with these constants."""
+        return get_source(name, constants=get_constants(self.constants))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import tokenize
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from jmp_data.errors import MissingFileError, ShardError
 from jmp_data.schema import Block, Schema, Structure
-from jmp_data.shards.formats import BlockReader, block_reader
+from jmp_data.shards.formats import BlockReader, block_reader, digest
 from jmp_data.shards.layout import SOURCE_ID
 from jmp_data.shards.manifest import MANIFEST_NAME, DatasetManifest
 from jmp_data.shards.stores import Store, open_store
@@ -27,6 +28,7 @@ from jmp_data.shards.stores import Store, open_store
 NATOMS_FILE = "natoms.npy"
 BLOCKS_FILE = "blocks.npy"
 _CACHED_BLOCKS = 4
+_SMALL_FILE = 1 << 20  # read whole and checked against its digest; larger ones are memory-mapped
 
 
 class ShardDataset:
@@ -111,16 +113,19 @@ class ShardDataset:
     @cached_property
     def natoms(self) -> npt.NDArray[Any]:
         """(len,) atoms of each structure, memory-mapped where local; reads no structures."""
-        return self._sidecar(NATOMS_FILE)
+        return self._sidecar(NATOMS_FILE, mapped=True)
 
-    def _sidecar(self, name: str) -> npt.NDArray[Any]:
+    def _sidecar(self, name: str, *, mapped: bool = False) -> npt.NDArray[Any]:
         path = self.store.local_path(name)
         try:
-            if path is not None and path.stat().st_size > (1 << 16):
+            if mapped and path is not None and path.stat().st_size > _SMALL_FILE:
                 return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-            return np.asarray(np.load(io.BytesIO(self.store.read(name)), allow_pickle=False))
-        except (ValueError, OSError, EOFError) as error:
-            raise ShardError(f"{self.path}/{name}: cannot be read ({error}); run jmp-data verify") from error
+            payload = self.store.read(name)
+            if digest(payload) != self.manifest.files.get(name):
+                raise ShardError(f"{self.path}: file {name}: content does not match its digest; run jmp-data verify")
+            return np.asarray(np.load(io.BytesIO(payload), allow_pickle=False))
+        except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
+            raise ShardError(f"{self.path}: file {name}: cannot be read ({error}); run jmp-data verify") from error
 
     def _block_reader(self) -> BlockReader:
         if self._reader is None or self._reader[0] != os.getpid():

@@ -130,6 +130,8 @@ class DatasetManifest:
         """
         try:
             entry = json.loads(payload)
+            if _canonical(entry) != payload:
+                raise ManifestError(f"{where}: not in the form it was written in; the file was edited or is damaged")
             version = int(entry["format_version"])
             if version > FORMAT_VERSION:
                 raise ManifestError(
