@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights: starts as their copy before the first step, no warm-up, no bias correction."""
+"""Exponential moving average of the weights: a copy of them before the first step, no warm-up, no bias correction."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.average: dict[str, Tensor] = {name: p.detach().clone() for name, p in model.named_parameters()}
-        self._update = get_ema_multi_avg_fn(decay)
+        self._update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -40,7 +40,9 @@ class WeightAverage:
         """
         if average.keys() != self.average.keys():
             differ = sorted(average.keys() ^ self.average.keys())
-            raise CheckpointError(f"averaged weights belong to another model: {len(differ)} names differ, first {differ[0]}")
+            raise CheckpointError(
+                f"averaged weights belong to another model: {len(differ)} names differ, first {differ[0]}"
+            )
         for name, value in average.items():
             self.average[name].copy_(value)
 

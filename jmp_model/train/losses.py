@@ -1,7 +1,7 @@
 """The pre-training loss, kept as sums over structures, so that ranks and micro-batches of unequal size add up exactly.
 
-The mean over a global batch is taken once, by the optimiser step: the sums of all micro-batches of all ranks, divided by
-the number of structures (or atoms) in all of them.
+The mean over a global batch is taken once, by the optimiser step: the sums of all micro-batches of all ranks, divided
+by the number of structures (or atoms) in all of them.
 
 Shapes: B structures, N atoms, T tasks.
 """

@@ -12,7 +12,8 @@ from jmp_model.train.losses import ForceLoss, StructureLosses
 from jmp_model.train.targets import NormalizedTargets
 
 _COLUMNS = (
-    "structures", "atoms", "energy_loss", "force_loss", "force_loss_atoms", "energy_error", "force_error", "free_components",
+    "structures", "atoms", "energy_loss", "force_loss", "force_loss_atoms", "energy_error", "force_error",
+    "free_components",
 )  # fmt: skip
 
 
@@ -21,8 +22,8 @@ class TaskSums:
     """Sums over some structures, one row per task.
 
     Attributes:
-        values: (T, 8) float64: structures, atoms; Σ of the loss terms of structures (energy; force as the loss counts it;
-            force over atoms); Σ|ΔE| in eV; Σ|ΔF| over components of free atoms in eV/Å, and the number of those.
+        values: (T, 8) float64: structures, atoms; Σ of the loss terms of structures (energy; force as the loss
+            counts it; force over atoms); Σ|ΔE| in eV; Σ|ΔF| over components of free atoms in eV/Å, and their number.
         force_loss: how forces are averaged.
     """
 

@@ -13,9 +13,9 @@ PastEnd = Literal["hold", "swing"]
 class WarmupCosine:
     """Linear from `start_factor`·peak to peak, then a cosine down to `end_factor`·peak at `total_steps`.
 
-    The published recipe divides by `warmup_steps` − 1, so the peak is reached one step before the warm-up ends and used
-    twice. Past the end the original climbs back to the peak along the mirrored cosine and swings on; here the rate holds
-    at its floor unless `past_end` is "swing".
+    The published recipe divides by `warmup_steps` − 1, so the peak is reached one step before the warm-up ends and
+    used twice. Past the end the original climbs back to the peak along the mirrored cosine and swings on; here the rate
+    holds at its floor unless `past_end` is "swing".
 
     Attributes:
         peak: highest learning rate.

@@ -45,8 +45,8 @@ class TaskNormalizer:
             value = getattr(self, name)
             if not 0.0 < value < float("inf"):
                 raise ManifestError(
-                    f"task {self.task}: {name} is {value}; normalising needs a positive number. Does the training split "
-                    "hold more than one structure with varying labels? Otherwise give the numbers in the recipe."
+                    f"task {self.task}: {name} is {value}; normalising needs a positive number: "
+                    "the training split must hold more than one structure, with labels that vary"
                 )
 
     def to_json(self) -> dict[str, Any]:
@@ -116,18 +116,22 @@ class TargetNormalizer:
             setattr(copy, name, getattr(copy, name).to(device))
         return copy
 
-    def normalize(self, batch: Any, *, task: Tensor | None = None, dtype: torch.dtype | None = None) -> NormalizedTargets:
+    def normalize(
+        self, batch: Any, *, task: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> NormalizedTargets:
         """Targets of a batch, on the batch's device.
 
         Args:
-            batch: `torch_geometric` batch with energy (B,) float64 eV, forces (N, 3) eV/Å, atomic_numbers, batch, natoms
-                and fixed; `dataset_index` (B,) names the task unless `task` does.
+            batch: `torch_geometric` batch with energy (B,) float64 eV, forces (N, 3) eV/Å, atomic_numbers, batch,
+                natoms and fixed; `dataset_index` (B,) names the task unless `task` does.
             task: (B,) overrides `batch.dataset_index`, for a batch of a single data set.
             dtype: of the result; the default dtype where not given.
         """
         task = (batch.dataset_index if task is None else task).long().view(-1)
         index = batch.batch.long()
-        energy = batch.energy.double().view(-1) - self.reference_energy(batch.atomic_numbers, index, task) - self._mean[task]
+        energy = (
+            batch.energy.double().view(-1) - self.reference_energy(batch.atomic_numbers, index, task) - self._mean[task]
+        )
         energy_std, force_std = self._energy_std[task], self._force_std[task]
         dtype = torch.get_default_dtype() if dtype is None else dtype
         return NormalizedTargets(
