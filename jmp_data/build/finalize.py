@@ -52,6 +52,7 @@ def _provenance(build: SplitBuild) -> dict[str, Any]:
         "citation": manifest.citation,
         "level_of_theory": manifest.level_of_theory,
         "notes": list(build.notes),
+        "build": {"split": build.requested, "limit": build.limit, "graphs": build.settings.graphs},
     }
 
 

@@ -21,6 +21,8 @@ class SplitBuild:
         raw: raw folder.
         dataset: output folder.
         settings: what to write.
+        requested: split as asked for; an alias or a rule may give it another output name.
+        limit: convert only the first records.
         jobs: parts in final order.
         notes: what the source wants said about this split.
     """
@@ -30,6 +32,8 @@ class SplitBuild:
     raw: Path
     dataset: Path
     settings: BuildSettings
+    requested: str
+    limit: int | None
     jobs: tuple[PartJob, ...]
     notes: tuple[str, ...] = ()
 
@@ -56,7 +60,17 @@ def plan_split(
         cut = left if left is not None and left < part.num_records else None
         jobs.append(PartJob(source_name, raw, folder, part, settings, cut))
         left = None if left is None else left - part.num_records
-    return SplitBuild(source_name, plan.split, raw, folder, settings, tuple(jobs), plan.notes)
+    return SplitBuild(
+        source=source_name,
+        split=plan.split,
+        raw=raw,
+        dataset=folder,
+        settings=settings,
+        requested=split,
+        limit=limit,
+        jobs=tuple(jobs),
+        notes=plan.notes,
+    )
 
 
 def plan_build(

@@ -23,7 +23,7 @@ from jmp_data.schema import Block, Schema, Structure
 from jmp_data.shards.formats import BlockReader, block_reader, digest
 from jmp_data.shards.layout import SOURCE_ID
 from jmp_data.shards.manifest import MANIFEST_NAME, DatasetManifest
-from jmp_data.shards.stores import Store, open_store
+from jmp_data.shards.stores import FsspecStore, Store, open_store
 
 NATOMS_FILE = "natoms.npy"
 BLOCKS_FILE = "blocks.npy"
@@ -120,8 +120,8 @@ class ShardDataset:
         try:
             if mapped and path is not None and path.stat().st_size > _SMALL_FILE:
                 return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-            payload = self.store.read(name)
-            if digest(payload) != self.manifest.files.get(name):
+            payload = self.store.read(name, 0, self.manifest.files[name].bytes)
+            if digest(payload) != self.manifest.files[name]:
                 raise ShardError(f"{self.path}: file {name}: content does not match its digest; run jmp-data verify")
             return np.asarray(np.load(io.BytesIO(payload), allow_pickle=False))
         except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
@@ -192,4 +192,7 @@ def open_dataset(path: str | Path) -> ShardDataset:
         raise MissingFileError(
             f"{path}: no {MANIFEST_NAME} here; give the folder of one finished split, for instance shards/ani1x/train"
         ) from None
-    return ShardDataset(store, DatasetManifest.from_bytes(payload, where=f"{path}/{MANIFEST_NAME}"))
+    manifest = DatasetManifest.from_bytes(payload, where=f"{path}/{MANIFEST_NAME}")
+    if isinstance(store, FsspecStore):
+        store.version = manifest.content_sha256
+    return ShardDataset(store, manifest)

@@ -20,7 +20,7 @@ from jmp_data.schema import Block, Schema
 from jmp_data.shards import tar_codec, zarr_codec
 from jmp_data.shards.layout import NATOMS, SOURCE_ID, Format, Layout, stored_columns
 from jmp_data.shards.manifest import FileDigest
-from jmp_data.shards.stores import Store
+from jmp_data.shards.stores import Span, Store
 
 Array = npt.NDArray[Any]
 _CACHED_INDEXES = 4096
@@ -162,45 +162,54 @@ class BlockReader(Protocol):
 
 
 class ZarrBlockReader:
-    """Range reads of single chunks; shard indexes are kept."""
+    """Range reads of single chunks, all columns of a block at once; shard indexes are kept."""
 
     def __init__(self, store: Store, schema: Schema, layout: Layout) -> None:
         self._store, self._schema, self._layout = store, schema, layout
         self._columns = {column.name: column for column in stored_columns(schema, layout)}
         self._indexes: OrderedDict[str, Array] = OrderedDict()
 
-    def _index(self, name: str, where: str) -> Array:
-        index = self._indexes.get(name)
-        if index is None:
-            tail = self._store.read(name, start=-zarr_codec.index_nbytes(self._layout.blocks_per_shard))
-            index = zarr_codec.decode_index(tail, self._layout.blocks_per_shard, where=where)
-            self._indexes[name] = index
-            if len(self._indexes) > _CACHED_INDEXES:
-                self._indexes.popitem(last=False)
-        return index
+    def _where(self, shard: int, block: int, array: str) -> str:
+        return f"{self._store.url}: shard {shard}, array {array}, block {block}"
 
-    def _chunk(self, shard: int, block: int, array: str) -> Array:
-        column = self._columns[array]
-        name = "/".join([array, "c", str(shard), *["0"] * len(column.chunk)])
-        where = f"{self._store.url}: shard {shard}, array {array}, block {block}"
-        offset, nbytes = (int(value) for value in self._index(name, where)[block])
-        if offset == zarr_codec.ABSENT:
-            raise ShardError(f"{where}: block is absent from the shard file")
-        return zarr_codec.decode_chunk(column, self._store.read(name, offset, offset + nbytes), where=where)
+    def _file(self, shard: int, array: str) -> str:
+        return "/".join([array, "c", str(shard), *["0"] * len(self._columns[array].chunk)])
+
+    def _load_indexes(self, shard: int, block: int, arrays: Sequence[str]) -> None:
+        unknown = {self._file(shard, array): array for array in arrays if self._file(shard, array) not in self._indexes}
+        blocks = self._layout.blocks_per_shard
+        tails = self._store.read_many([Span(name, -zarr_codec.index_nbytes(blocks)) for name in unknown])
+        for (name, array), tail in zip(unknown.items(), tails, strict=True):
+            self._indexes[name] = zarr_codec.decode_index(tail, blocks, where=self._where(shard, block, array))
+        while len(self._indexes) > _CACHED_INDEXES:
+            self._indexes.popitem(last=False)
+
+    def _chunks(self, shard: int, block: int, arrays: Sequence[str]) -> dict[str, Array]:
+        self._load_indexes(shard, block, arrays)
+        spans = []
+        for array in arrays:
+            name = self._file(shard, array)
+            offset, nbytes = (int(value) for value in self._indexes[name][block])
+            if offset == zarr_codec.ABSENT:
+                raise ShardError(f"{self._where(shard, block, array)}: block is absent from the shard file")
+            spans.append(Span(name, offset, offset + nbytes))
+        payloads = self._store.read_many(spans)
+        return {
+            array: zarr_codec.decode_chunk(self._columns[array], payload, where=self._where(shard, block, array))
+            for array, payload in zip(arrays, payloads, strict=True)
+        }
 
     def read(self, shard: int, block: int, *, columns: Sequence[str], extent: tuple[int, int, int]) -> Block:
         """See `BlockReader.read`."""
         structures = extent[0]
-        natoms = self._chunk(shard, block, NATOMS.name)[:structures]
+        chunks = self._chunks(shard, block, [NATOMS.name, *columns])
+        natoms = chunks.pop(NATOMS.name)[:structures]
         rows = {"structure": structures, "atom": int(natoms.sum())}
-        arrays: dict[str, Array] = {}
         source_ids: Array = np.zeros(0, "S1")
-        for name in columns:
-            if name == SOURCE_ID:
-                text = self._chunk(shard, block, SOURCE_ID).tobytes()
-                source_ids = np.array(text.split(b"\n", structures)[:structures], dtype="S")
-            else:
-                arrays[name] = self._chunk(shard, block, name)[: rows[self._schema[name].level]]
+        if SOURCE_ID in chunks:
+            text = chunks.pop(SOURCE_ID).tobytes()
+            source_ids = np.array(text.split(b"\n", structures)[:structures], dtype="S")
+        arrays = {name: chunk[: rows[self._schema[name].level]] for name, chunk in chunks.items()}
         return Block(natoms, arrays, source_ids, self._schema)
 
 

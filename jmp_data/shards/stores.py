@@ -1,12 +1,37 @@
-"""Where shard bytes lie: a local folder or any fsspec URL, behind one small protocol of range reads."""
+"""Where shard bytes lie: a local folder or any fsspec URL, behind one small protocol of range reads.
+
+Remote reads are retried, checked for their length and kept in a bounded local cache (see `range_cache`).
+"""
 
 from __future__ import annotations
 
 import os
+import random
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from jmp_data.errors import MissingFileError, ShardError
+from jmp_data.shards.range_cache import RangeCache
+
+_ATTEMPTS = 6
+_FIRST_PAUSE = 0.2  # seconds; doubles with each attempt
+
+
+class Span(NamedTuple):
+    """Bytes [start, stop) of a file; a negative start counts from the end, None means open."""
+
+    name: str
+    start: int | None = None
+    stop: int | None = None
+
+    @property
+    def length(self) -> int | None:
+        """Bytes asked for, where that is known."""
+        if self.start is not None and self.stop is not None:
+            return self.stop - self.start
+        return -self.start if self.start is not None and self.start < 0 else None
 
 
 class Store(Protocol):
@@ -16,6 +41,10 @@ class Store(Protocol):
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """Bytes [start, stop) of a file; a negative start counts from the end. Raises ShardError if it is missing."""
+        ...
+
+    def read_many(self, spans: Sequence[Span]) -> list[bytes]:
+        """Several ranges, concurrently where that pays."""
         ...
 
     def local_path(self, name: str) -> Path | None:
@@ -33,9 +62,9 @@ class LocalStore:
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """See `Store.read`."""
         try:
-            descriptor = os.open(self.root / name, os.O_RDONLY)
+            descriptor = os.open(f"{self.url}/{name}", os.O_RDONLY)
         except FileNotFoundError:
-            raise ShardError(f"{self.root / name}: file is missing (jmp-data verify lists what else is)") from None
+            raise ShardError(f"{self.url}/{name}: file is missing (jmp-data verify lists what else is)") from None
         try:
             size = os.fstat(descriptor).st_size
             begin = 0 if start is None else start if start >= 0 else max(0, size + start)
@@ -43,6 +72,10 @@ class LocalStore:
             return os.pread(descriptor, max(0, end - begin), begin)
         finally:
             os.close(descriptor)
+
+    def read_many(self, spans: Sequence[Span]) -> list[bytes]:
+        """See `Store.read_many`."""
+        return [self.read(*span) for span in spans]
 
     def local_path(self, name: str) -> Path | None:
         """See `Store.local_path`."""
@@ -52,30 +85,91 @@ class LocalStore:
 class FsspecStore:
     """Files under any URL that fsspec knows (s3://, gs://, https://, memory://); picklable, connects lazily."""
 
-    def __init__(self, url: str, options: dict[str, Any] | None = None) -> None:
+    def __init__(self, url: str, cache: RangeCache | None = None) -> None:
         self.url = url.rstrip("/")
-        self.options = options or {}
+        self.cache = cache
+        self.version = ""  # digest of the content behind the URL; ranges are cached only once it is known
         self._opened: tuple[int, Any, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "options": self.options, "_opened": None}
+        return {"url": self.url, "cache": self.cache, "version": self.version, "_opened": None}
 
     def _filesystem(self) -> tuple[Any, str]:
         # A filesystem object's event loop does not survive a fork.
         if self._opened is None or self._opened[0] != os.getpid():
             import fsspec
 
-            filesystem, root = fsspec.core.url_to_fs(self.url, **self.options)
+            filesystem, root = fsspec.core.url_to_fs(self.url)
             self._opened = (os.getpid(), filesystem, root)
         return self._opened[1], self._opened[2]
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """See `Store.read`."""
+        return self.read_many([Span(name, start, stop)])[0]
+
+    def read_many(self, spans: Sequence[Span]) -> list[bytes]:
+        """See `Store.read_many`.
+
+        Raises:
+            ShardError: a file is missing, or the range still fails after several attempts.
+        """
+        cache, origin = (self.cache if self.version else None), f"{self.url} {self.version}"
+        found: dict[int, bytes] = {}
+        if cache is not None:
+            cached = {number: cache.get(origin, *span) for number, span in enumerate(spans)}
+            found = {number: payload for number, payload in cached.items() if payload is not None}
+        missing = [number for number in range(len(spans)) if number not in found]
+        for number, payload in zip(missing, self._fetch([spans[n] for n in missing]), strict=True):
+            found[number] = payload
+            if cache is not None and spans[number].length is not None:
+                cache.put(origin, *spans[number], payload)
+        return [found[number] for number in range(len(spans))]
+
+    def _fetch(self, spans: Sequence[Span]) -> list[bytes]:
+        results: dict[int, bytes] = {}
+        problem: object = None
+        for attempt in range(_ATTEMPTS):
+            left = [number for number in range(len(spans)) if number not in results]
+            if not left:
+                return [results[number] for number in range(len(spans))]
+            if attempt:
+                time.sleep(_FIRST_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+            for number, answer in zip(left, self._cat([spans[n] for n in left]), strict=True):
+                span = spans[number]
+                if isinstance(answer, FileNotFoundError):
+                    raise ShardError(f"{self.url}/{span.name}: file is missing")
+                if isinstance(answer, Exception):
+                    problem = answer
+                    continue
+                payload = self._trim(span, answer)
+                if span.length is not None and len(payload) != span.length:
+                    problem = f"got {len(payload)} of {span.length} bytes"
+                    continue
+                results[number] = payload
+        if len(results) == len(spans):
+            return [results[number] for number in range(len(spans))]
+        failed = next(spans[number] for number in range(len(spans)) if number not in results)
+        raise ShardError(f"{self.url}/{failed.name}: cannot be read after {_ATTEMPTS} attempts ({problem})")
+
+    def _cat(self, spans: Sequence[Span]) -> list[bytes | Exception]:
         filesystem, root = self._filesystem()
+        paths = [f"{root}/{span.name}" for span in spans]
+        if all(span.start is None and span.stop is None for span in spans):
+            answers = filesystem.cat(paths, on_error="return")
+            return [answers[path] for path in paths] if isinstance(answers, dict) else [answers]
+        starts, stops = [span.start for span in spans], [span.stop for span in spans]
         try:
-            return bytes(filesystem.cat_file(f"{root}/{name}", start=start, end=stop))
-        except FileNotFoundError:
-            raise ShardError(f"{self.url}/{name}: file is missing") from None
+            answers = filesystem.cat_ranges(paths, starts, stops, on_error="return")
+        except Exception as error:  # noqa: BLE001 - every file system has errors of its own, all are retried
+            return [error] * len(spans)
+        return list(answers)
+
+    @staticmethod
+    def _trim(span: Span, payload: bytes) -> bytes:
+        """The asked range, where a server ignored the range and sent the whole file."""
+        if span.length is not None and len(payload) > span.length:
+            return payload[span.start : span.stop]
+        return payload
 
     def local_path(self, name: str) -> Path | None:
         """See `Store.local_path`."""
@@ -83,14 +177,14 @@ class FsspecStore:
 
 
 def open_store(path: str | Path) -> Store:
-    """A local folder, or a URL with a scheme.
+    """A local folder, or a URL with a scheme; remote bytes go through the default cache.
 
     Raises:
         MissingFileError: a local folder does not exist.
     """
     text = str(path)
     if "://" in text and not text.startswith("file://"):
-        return FsspecStore(text)
+        return FsspecStore(text, RangeCache.default())
     root = Path(text.removeprefix("file://")).expanduser()
     if not root.is_dir():
         raise MissingFileError(f"{root}: no such data set folder")

@@ -1,0 +1,103 @@
+"""A bounded cache of remote byte ranges on local disk, shared by all processes of a machine.
+
+Each range is one file, written under a temporary name and renamed, so a crash leaves no half range and many processes
+may fill the cache at once. When it outgrows its bound, one process at a time removes the least recently used ranges.
+`JMP_DATA_CACHE` moves it, `JMP_DATA_CACHE_BYTES` bounds it (0 turns it off).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import google_crc32c
+
+_DEFAULT_BYTES = 10 << 30
+_CHECK_EVERY = 64  # writes of one process between two looks at the size
+_SHRINK_TO = 0.8
+_CRC = struct.Struct("<I")
+
+
+@dataclass
+class RangeCache:
+    """Byte ranges in a folder.
+
+    Attributes:
+        folder: where.
+        max_bytes: bound on the total size; exceeded by at most a few dozen ranges per process.
+    """
+
+    folder: Path
+    max_bytes: int
+    _writes: int = field(default=0, repr=False)
+
+    @classmethod
+    def default(cls) -> RangeCache | None:
+        """The cache that the environment asks for; None where it is turned off."""
+        max_bytes = int(os.environ.get("JMP_DATA_CACHE_BYTES", _DEFAULT_BYTES))
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = Path(os.environ.get("JMP_DATA_CACHE") or home / "jmp-data")
+        return cls(folder, max_bytes) if max_bytes > 0 else None
+
+    def _path(self, origin: str, name: str, start: int | None, stop: int | None) -> Path:
+        key = hashlib.sha256(f"{origin}\n{name}\n{start}\n{stop}".encode()).hexdigest()
+        return self.folder / key[:2] / key[2:]
+
+    def get(self, origin: str, name: str, start: int | None, stop: int | None) -> bytes | None:
+        """A cached range, or None; a damaged entry counts as absent."""
+        path = self._path(origin, name, start, stop)
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        payload, checksum = content[: -_CRC.size], content[-_CRC.size :]
+        if len(content) < _CRC.size or _CRC.unpack(checksum)[0] != google_crc32c.value(payload):
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return payload
+
+    def put(self, origin: str, name: str, start: int | None, stop: int | None, payload: bytes) -> None:
+        """Keep a range; a full disk only means that it is not kept."""
+        path = self._path(origin, name, start, stop)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(payload + _CRC.pack(google_crc32c.value(payload)))
+            temporary.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            return
+        self._writes += 1
+        if self._writes % _CHECK_EVERY == 0:
+            self.shrink()
+
+    def shrink(self) -> None:
+        """Remove the least recently used ranges if the bound is exceeded; another process at it is left alone."""
+        with (self.folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            entries = []
+            for path in self.folder.glob("??/*"):
+                with contextlib.suppress(OSError):
+                    status = path.stat()
+                    entries.append((status.st_mtime_ns, status.st_size, path))
+            total = sum(size for _, size, _ in entries)
+            if total <= self.max_bytes:
+                return
+            for _, size, path in sorted(entries):
+                if total <= self.max_bytes * _SHRINK_TO:
+                    return
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    total -= size
