@@ -1,0 +1,197 @@
+"""`StreamLoader`: one epoch of ready `torch_geometric` batches at a time, for any number of ranks and workers.
+
+The parts, in the order in which a batch passes them:
+
+    EpochOrder     position → structure                        epoch_order.py, dataset_order.py
+    Steps          where global batches end, who gets what     steps.py, balance.py
+    BlocksAhead    blocks in memory when they are needed       reading.py
+    gather         rows of blocks → columns in stream order    gather.py
+    collate        columns → batches, as views                 collate.py
+    GraphBuilder   edges, if asked for                         edges.py
+
+Only the first two decide what is in a batch, and they know nothing of workers, prefetching or time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jmp_data.errors import ManifestError
+from jmp_data.mixture import Mixture
+from jmp_data.stream.balance import CostModel, balance_equal_counts
+from jmp_data.stream.collate import collate
+from jmp_data.stream.columns import batch_columns
+from jmp_data.stream.dataset_order import Ints
+from jmp_data.stream.edges import GraphBuilder, GraphChoice
+from jmp_data.stream.epoch_order import CHAPTER_SAMPLES, ORDER_VERSION, EpochOrder
+from jmp_data.stream.gather import gather
+from jmp_data.stream.reading import BlocksAhead, ThreadFetcher
+from jmp_data.stream.state import StreamPosition, pack_state, unpack_state
+from jmp_data.stream.steps import FixedCuts
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
+
+    from jmp_data.shards.dataset import ShardDataset
+
+WINDOW_BLOCKS = 32
+
+
+class StreamLoader:
+    """Batches of a mixture, or of one data set, in an order that can be stopped and resumed anywhere.
+
+    Iterating gives one epoch and moves on to the next; `set_epoch` chooses one. Breaking out and iterating again
+    starts the epoch anew; to go on where it stopped, load the `state_dict` that was taken there.
+
+    A batch has pos (N, 3) float32 Å, atomic_numbers (N,) int64, cell (B, 3, 3) float32 Å, pbc (B, 3) bool, natoms (B,)
+    int64, tags (N,) int64, fixed (N,) bool, every target by name (energy (B,) float64 eV, forces (N, 3) float32 eV/Å;
+    NaN, or 0 for integers, where a data set has none), batch (N,), ptr (B + 1,), dataset_index (B,) and
+    structure_index (B,) int64: which data set of the mixture and which structure of it.
+
+    Args:
+        mixture: a mixture, an open data set, or the path of one.
+        batch_size: structures per rank and step; the global batch is batch_size × world_size.
+        seed: what the order depends on, besides the mixture.
+        rank: which part of each global batch this loader delivers, 0 to world_size - 1.
+        world_size: how many ranks share each global batch.
+        shuffle: False for stored order, each structure once, data set after data set (validation).
+        targets: only these targets; all by default.
+        graphs: put the four graphs on each batch: settings for all data sets, or name → settings, or "auto" for 12 Å
+            where anything is periodic and 8 Å elsewhere. See `jmp_data.graphs.attach_graphs`.
+        edge_dropout: probability of dropping an edge of those graphs, in training.
+        cost: (n,) atom counts → (n,) work, by which ranks are balanced; the atom count itself by default.
+        window_blocks: blocks of each data set that are shuffled together.
+        prefetch_blocks: blocks read ahead of those; `window_blocks` by default.
+
+    Raises:
+        ManifestError: settings that cannot work together, or an epoch with fewer structures than ranks.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture | ShardDataset | str | Path,
+        batch_size: int = 32,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        *,
+        shuffle: bool = True,
+        targets: Sequence[str] | None = None,
+        graphs: GraphChoice | None = None,
+        edge_dropout: float = 0.0,
+        cost: CostModel | None = None,
+        window_blocks: int = WINDOW_BLOCKS,
+        prefetch_blocks: int | None = None,
+    ) -> None:
+        self.mixture = mixture if isinstance(mixture, Mixture) else Mixture.single(mixture)
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+        self.shuffle = shuffle
+        for name in ("batch_size", "world_size"):
+            if getattr(self, name) < 1:
+                raise ManifestError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= rank < world_size:
+            raise ManifestError(f"rank {rank} must lie between 0 and world_size - 1 = {world_size - 1}")
+        self._columns = batch_columns(self.mixture, targets)
+        self._graphs = None if graphs is None else GraphBuilder.for_mixture(self.mixture, graphs, edge_dropout, seed)
+        self._cost, self._window_blocks = cost, window_blocks
+        self._prefetch_blocks = window_blocks if prefetch_blocks is None else prefetch_blocks
+        self._place = StreamPosition()
+        self._resume = self._place
+        self._cuts(self._epoch_size)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is being, or will next be, iterated."""
+        return self._place.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the next epoch; naming the current one keeps a loaded state."""
+        if epoch != self.epoch:
+            self._place = self._resume = StreamPosition(epoch)
+
+    def __len__(self) -> int:
+        """Steps of one epoch, the same on every rank."""
+        return self._cuts(self._epoch_size).num_steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands after the batches that were delivered so far; JSON-able, a few hundred bytes."""
+        return pack_state(self._place, self._identity)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state at the next iteration. Ranks and workers may have changed, the global batch may not.
+
+        Raises:
+            StateMismatchError: the state belongs to another mixture, seed, batch size or format.
+        """
+        place = unpack_state(state, self._identity)
+        self._cuts(self._epoch_size).stops(place.step, place.position, 0)
+        self._place = self._resume = place
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What the sequence of global batches depends on."""
+        return {
+            "order_version": ORDER_VERSION,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "window_blocks": self._window_blocks,
+            "global_batch_size": self.batch_size * self.world_size,
+            "datasets": {
+                m.name: [_short(m.dataset.fingerprint, m.selection.fingerprint), m.samples if self.shuffle else m.size]
+                for m in self.mixture
+            },
+        }
+
+    @property
+    def _epoch_size(self) -> int:
+        return self.mixture.epoch_size if self.shuffle else self.mixture.num_structures
+
+    def _cuts(self, size: int) -> FixedCuts:
+        return FixedCuts(size, self.batch_size * self.world_size, self.world_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        place, self._resume = self._resume, StreamPosition(self.epoch)
+        self._place = place
+        order = EpochOrder(
+            self.mixture, seed=self.seed, epoch=place.epoch, window_blocks=self._window_blocks, shuffle=self.shuffle
+        )
+        for batch, reached in self._batches(order, place):
+            self._place = reached
+            yield batch if self._graphs is None else self._graphs.attach(batch, reached, self.rank)
+        self._place = self._resume = StreamPosition(place.epoch + 1)
+
+    def _batches(self, order: EpochOrder, place: StreamPosition) -> Iterator[tuple[Batch, StreamPosition]]:
+        """Batches of this rank and the place reached with each."""
+        cuts = self._cuts(order.size)
+        fetcher = ThreadFetcher(self.mixture, self._columns)
+        try:
+            blocks = BlocksAhead(order, place.position, fetcher, self._prefetch_blocks)
+            step, position = place.step, place.position
+            while position < order.size:
+                stops = cuts.stops(step, position, CHAPTER_SAMPLES)
+                last = int(stops[-1])
+                blocks.move_to(order.chapter_of(last - 1), order.consumed(order.chapter_of(position)))
+                samples = order.samples(position, last)
+                bounds = np.concatenate([[position], stops]) - position
+                mine = np.flatnonzero(self._ranks(samples.natoms, bounds) == self.rank)
+                counts = np.diff(np.searchsorted(mine, bounds))
+                gathered = gather(samples.take(mine), self._columns, blocks.block)
+                for batch, stop in zip(collate(gathered, counts), stops.tolist(), strict=True):
+                    step += 1
+                    yield batch, StreamPosition(place.epoch, step, stop)
+                position = last
+        finally:
+            fetcher.close()
+
+    def _ranks(self, natoms: Ints, bounds: Ints) -> np.ndarray[Any, Any]:
+        cost = natoms if self._cost is None else self._cost(natoms)
+        return balance_equal_counts(np.asarray(cost, np.float64), bounds, self.world_size)
+
+
+def _short(fingerprint: str, selection: str) -> str:
+    return fingerprint[:12] if selection == "all" else f"{fingerprint[:12]}+{selection[:8]}"

@@ -1,0 +1,110 @@
+"""Blocks read ahead of their use, by threads, within a bounded amount of memory.
+
+In memory at any time: the blocks of the windows in use (`window_blocks` of each data set, twice that while one window
+ends and the next begins) and at most `prefetch_blocks` more. A block of 32768 atoms with energies and forces is 0.9
+MB.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from jmp_data.mixture import Mixture
+from jmp_data.schema import Block
+from jmp_data.stream.columns import BatchColumn
+from jmp_data.stream.dataset_order import Window
+from jmp_data.stream.epoch_order import EpochOrder
+
+LOCAL_THREADS = 2
+REMOTE_THREADS = 16
+"""A remote read mostly waits; a local one mostly decompresses."""
+
+PendingBlock = Callable[[], Block]
+
+
+class BlockFetcher(Protocol):
+    """Starts reading blocks."""
+
+    def start(self, dataset: int, block: int) -> PendingBlock:
+        """Begin to read a block; calling the result waits for it."""
+
+    def close(self) -> None:
+        """Forget what was started."""
+
+
+class ThreadFetcher:
+    """Reads blocks in threads of this process."""
+
+    def __init__(self, mixture: Mixture, columns: Sequence[BatchColumn]) -> None:
+        self._datasets = [member.dataset for member in mixture]
+        self._columns = columns_of_datasets(mixture, columns)
+        remote = any("://" in str(dataset.path) for dataset in self._datasets)
+        self._pool = ThreadPoolExecutor(REMOTE_THREADS if remote else LOCAL_THREADS, thread_name_prefix="jmp-blocks")
+
+    def start(self, dataset: int, block: int) -> PendingBlock:
+        """See `BlockFetcher.start`."""
+        read = self._datasets[dataset].read_block
+        return self._pool.submit(read, block, self._columns[dataset]).result
+
+    def close(self) -> None:
+        """Cancel what has not begun."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def columns_of_datasets(mixture: Mixture, columns: Sequence[BatchColumn]) -> list[list[str]]:
+    """Which of the columns each data set has."""
+    return [[column.field.name for column in columns if column.present[i]] for i in range(len(mixture))]
+
+
+class BlocksAhead:
+    """The blocks of the windows in use, and the next ones on their way.
+
+    Args:
+        order: the epoch.
+        position: where reading begins.
+        fetcher: who reads.
+        prefetch_blocks: blocks to read ahead of the windows in use.
+    """
+
+    def __init__(self, order: EpochOrder, position: int, fetcher: BlockFetcher, prefetch_blocks: int) -> None:
+        self._fetcher, self._prefetch = fetcher, prefetch_blocks
+        self._schedule = _block_schedule(order, position)
+        self._next: tuple[int, Window, int] | None = next(self._schedule, None)
+        self._pending: dict[tuple[int, int], dict[int, PendingBlock]] = {}
+        self._stops: dict[tuple[int, int], int] = {}
+        self._ahead: deque[int] = deque()
+
+    def move_to(self, chapter: int, consumed: Sequence[int]) -> None:
+        """Start what `chapter` needs and what comes after, drop what is used up.
+
+        Args:
+            chapter: the last chapter about to be used.
+            consumed: samples of each data set that will not be asked for again.
+        """
+        for key in [key for key, stop in self._stops.items() if stop <= consumed[key[0]]]:
+            del self._pending[key], self._stops[key]
+        while self._ahead and self._ahead[0] <= chapter:
+            self._ahead.popleft()
+        while self._next is not None and (self._next[0] <= chapter or len(self._ahead) < self._prefetch):
+            needed_in, window, block = self._next
+            key = (window.dataset, window.start)
+            self._stops[key] = window.stop
+            blocks = self._pending.setdefault(key, {})
+            if block not in blocks:
+                blocks[block] = self._fetcher.start(window.dataset, block)
+                if needed_in > chapter:
+                    self._ahead.append(needed_in)
+            self._next = next(self._schedule, None)
+
+    def block(self, window: Window, visit: int) -> Block:
+        """The block of a visit; waits until it is there."""
+        return self._pending[window.dataset, window.start][int(window.blocks[visit])]()
+
+
+def _block_schedule(order: EpochOrder, position: int) -> Iterator[tuple[int, Window, int]]:
+    for chapter, window in order.schedule(position):
+        for block in window.blocks.tolist():
+            yield chapter, window, block
