@@ -1,0 +1,27 @@
+"""`jmp`: train, fine-tune, evaluate and check models on the stream that `jmp-data` prepares."""
+
+from __future__ import annotations
+
+import typer
+
+from jmp_cli import model_tools, model_train
+from jmp_cli.console import run_app
+
+app = typer.Typer(
+    name="jmp",
+    help="Train and use JMP models (GemNet-OC) on temperature-mixed streams of jmp-data shards.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for module in (model_train, model_tools):
+    module.register(app)
+
+
+def main() -> None:
+    """Entry point."""
+    run_app(app, "jmp")
+
+
+if __name__ == "__main__":
+    main()
