@@ -30,6 +30,7 @@ _COLUMN_CODES: dict[tuple[str, str, int], tuple[int, ...]] = {
 _REQUIRED_CODES = sorted(code for codes in _COLUMN_CODES.values() for code in codes)
 TRUE_WORDS = {b"T", b"True", b"TRUE", b"true", b"1"}
 FALSE_WORDS = {b"F", b"False", b"FALSE", b"false", b"0"}
+_ELEMENTS = {symbol: number for symbol, number in elements.items() if number > 0}  # X, a dummy, is 0
 _POWERS_OF_TEN = 10.0 ** np.arange(23)
 
 
@@ -159,7 +160,7 @@ def _parse_any_rows(text: bytes, atoms: range, codes: list[int], table: AtomTabl
 
 def _store_word(table: AtomTable, atom: int, code: int, word: str) -> None:
     if code == _SPECIES:
-        table.atomic_numbers[atom] = elements[word]
+        table.atomic_numbers[atom] = _ELEMENTS[word]
     elif _POSITION <= code < _MASK:
         table.positions[atom, code - _POSITION] = float(word)
     elif code >= _FORCE:
@@ -175,9 +176,8 @@ def _store_word(table: AtomTable, atom: int, code: int, word: str) -> None:
 def _symbol_table() -> Array:
     """(26, 27) atomic numbers by capital letter and small letter (0 for none); 0 where there is no such element."""
     table = np.zeros((26, 27), np.uint8)
-    for symbol, number in elements.items():
-        if number > 0:
-            table[ord(symbol[0]) - 65, ord(symbol[1]) - 96 if len(symbol) > 1 else 0] = number
+    for symbol, number in _ELEMENTS.items():
+        table[ord(symbol[0]) - 65, ord(symbol[1]) - 96 if len(symbol) > 1 else 0] = number
     return table
 
 
