@@ -28,6 +28,7 @@ _CLASSES = {
     "oc22": "jmp_data.sources.oc22:OC22",
     "ani1x": "jmp_data.sources.ani1x:ANI1x",
     "transition1x": "jmp_data.sources.transition1x:Transition1x",
+    "qm9": "jmp_data.sources.qm9:QM9",
     "rmd17": "jmp_data.sources.rmd17:RMD17",
 }
 
