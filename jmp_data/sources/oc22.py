@@ -180,13 +180,13 @@ def _read_record(records: LmdbRecords, file: str, key: int, gathered: _Gathered)
 def _check_record(values: Mapping[str, Any], source_id: str) -> _Record:
     numbers = np.asarray(_value(values, "atomic_numbers")).reshape(-1)
     vectors = (len(numbers), 3)
-    pbc = values.get("pbc")
+    has_pbc = values.get("pbc") is not None
     return _Record(
         source_id,
         numbers,
         _array(values, vectors, "pos"),
-        np.asarray(_value(values, "cell")).reshape(3, 3),
-        _PERIODIC if pbc is None else np.asarray(pbc, bool).reshape(3),
+        _array(values, (3, 3), "cell"),
+        _array(values, (3,), "pbc") != 0 if has_pbc else _PERIODIC,
         _array(values, vectors[:1], "tags"),
         _array(values, vectors[:1], "fixed"),
         _scalar(_value(values, *_ENERGY_NAMES), "energy"),
