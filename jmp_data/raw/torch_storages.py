@@ -139,7 +139,9 @@ def _read_zip(stream: bytes, where: str) -> FlatArray:
                     f"{where}: a torch storage was written on a big-endian machine, which is not supported"
                 )
             values = _read_member(archive, members, f"data/{key}", len(stream))
-    except (zipfile.BadZipFile, KeyError, EOFError, struct.error, NotImplementedError, OSError, RuntimeError) as error:
+    except RawFileError:
+        raise
+    except (zipfile.BadZipFile, KeyError, EOFError, struct.error, ValueError, OSError, RuntimeError) as error:
         raise RawFileError(f"{where}: a torch storage is a damaged zip stream: {error}") from error
     if count * dtype.itemsize != len(values):
         raise _wrong_size(where, count, dtype, len(values))
