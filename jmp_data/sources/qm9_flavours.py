@@ -183,8 +183,9 @@ def _archive_indices(path: Path, size: int, modified: int) -> Rows:
 def _members(path: Path, wanted: Collection[int]) -> Iterator[tuple[int, bytes]]:
     """Number and bytes of each molecule's file; bytes only of those wanted."""
     try:
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
+        with tarfile.open(path, "r:*") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # it would keep a record of each of 133,885 files
                 match = _MEMBER.fullmatch(member.name)
                 if match is None or not member.isfile():
                     continue
