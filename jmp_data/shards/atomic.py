@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -22,6 +23,17 @@ def write_atomic(path: Path, payload: bytes) -> None:
             temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_durable(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files that nobody reads until something else, written later, says that they are whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, payload in contents.items():
+        with (folder / name).open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+    sync_folder(folder)
 
 
 def sync_folder(folder: Path) -> None:

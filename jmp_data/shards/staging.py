@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jmp_data.schema import Block, Schema
-from jmp_data.shards.atomic import write_atomic
+from jmp_data.shards.atomic import write_atomic, write_durable
 from jmp_data.shards.formats import ShardEncoder, digest, shard_encoder
 from jmp_data.shards.layout import Format, Layout
 from jmp_data.shards.manifest import ShardRecord
@@ -88,9 +88,7 @@ class _ShardSink:
     def write(self, encoder: ShardEncoder, blocks: npt.NDArray[np.int64], natoms: npt.NDArray[np.int32]) -> None:
         contents = encoder.files()
         contents |= {"natoms.npy": npy_bytes(natoms), "blocks.npy": npy_bytes(blocks)}
-        target = self.folder / str(len(self.records))
-        for name, payload in contents.items():
-            write_atomic(target / name, payload)
+        write_durable(self.folder / str(len(self.records)), contents)
         self.records.append(
             ShardRecord(
                 blocks=len(blocks),

@@ -25,6 +25,12 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return raw_archives.write_all(tmp_path_factory.mktemp("raw"))
 
 
+@pytest.fixture(autouse=True)
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Power failures are not tested here; hundreds of flushes to disk would take most of the time."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 def build(raw: Path, out: Path, sources=SOURCES, workers: int = 1, **options):
     settings = BuildSettings(layout=options.pop("layout", SMALL), **options)
     builds = plan_build(sources, raw, out, settings=settings)
@@ -102,7 +108,8 @@ def test_a_half_written_part_is_thrown_away_and_made_again(raw: Path, tmp_path: 
     assert tree(tmp_path / "whole") == tree(tmp_path / "broken")
 
 
-def test_added_raw_files_convert_only_what_is_new(tmp_path: Path) -> None:
+def test_added_raw_files_convert_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jmp_data.sources.oc20.MAX_STRUCTURES_PER_PART", 10)
     raw = tmp_path / "raw"
     frames = raw_archives.random_frames(1, 60)
     raw_archives.demo.write_oc20_split(raw, "s2ef_train_200K", frames[:30], frames_per_file=5)
