@@ -6,6 +6,7 @@ The writers take plain arrays and know no physics; tests of the readers use them
 from __future__ import annotations
 
 from jmp_data.demo.frames import LabelledFrame
+from jmp_data.demo.generate import ArchiveSummary, DemoSummary, write_demo_raw
 from jmp_data.demo.write_ani1x import FormulaGroup, write_ani1x
 from jmp_data.demo.write_oc20 import format_extxyz, write_oc20_split
 from jmp_data.demo.write_oc22 import PygGeneration, pickle_record, write_lmdb, write_oc22_split
@@ -13,6 +14,8 @@ from jmp_data.demo.write_rmd17 import MoleculeTrajectory, write_rmd17_molecule, 
 from jmp_data.demo.write_transition1x import Reaction, write_transition1x
 
 __all__ = [
+    "ArchiveSummary",
+    "DemoSummary",
     "FormulaGroup",
     "LabelledFrame",
     "MoleculeTrajectory",
@@ -21,6 +24,7 @@ __all__ = [
     "format_extxyz",
     "pickle_record",
     "write_ani1x",
+    "write_demo_raw",
     "write_lmdb",
     "write_oc20_split",
     "write_oc22_split",
