@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from jmp_data.errors import ManifestError
-from jmp_data.graphs import GraphSettings, attach_graphs
+from jmp_data.graphs import MOLECULE, GraphSettings, attach_graphs
 from jmp_data.mixture import Mixture
 from jmp_data.stream.state import StreamPosition
 
@@ -48,6 +48,12 @@ class GraphBuilder:
             given = sorted(graphs) if isinstance(graphs, Mapping) else graphs
             raise ManifestError(f"graph settings are for {given}, the mixture holds {sorted(mixture.names)}")
         return cls(tuple(graphs[name] for name in mixture.names), edge_dropout, seed)
+
+    @property
+    def main_neighbors(self) -> int:
+        """The most neighbours that any of the main graphs may keep."""
+        settings = self.settings if isinstance(self.settings, tuple) else (self.settings or MOLECULE,)
+        return max(each.main for each in settings)
 
     def attach(self, batch: Batch, place: StreamPosition, rank: int) -> Batch:
         """Add the four graphs to a batch; returns it."""

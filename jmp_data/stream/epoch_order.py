@@ -84,11 +84,13 @@ class EpochOrder:
         shuffle: False for stored order.
 
     Attributes:
+        epoch: its number.
         size: samples of the epoch.
         num_chapters: how many chapters it is cut into.
     """
 
     def __init__(self, mixture: Mixture, *, seed: int, epoch: int, window_blocks: int, shuffle: bool = True) -> None:
+        self.epoch = epoch
         self._mixture, self._shuffle = mixture, shuffle
         self._key = derive_key(ORDER_VERSION, seed, epoch)
         self._samples = [member.samples if shuffle else member.size for member in mixture]

@@ -46,8 +46,9 @@ class Gathered:
 def _copy_rows(source: Array, target: Array, starts: Ints, places: Ints, lengths: Ints, size: int) -> None:
     """target[places[i]:][:lengths[i]] = source[starts[i]:][:lengths[i]]; bytes, counted in units of `size` bytes."""
     for i in range(len(starts)):
-        a, b = starts[i] * size, places[i] * size
-        for k in range(lengths[i] * size):
+        # Unsigned, because the compiler cannot vectorise an index that may be negative and wrap around.
+        a, b, n = np.uint64(starts[i] * size), np.uint64(places[i] * size), np.uint64(lengths[i] * size)
+        for k in range(n):
             target[b + k] = source[a + k]
 
 
@@ -55,8 +56,8 @@ def _copy_rows(source: Array, target: Array, starts: Ints, places: Ints, lengths
 def _widen_rows(source: Array, target: Array, starts: Ints, places: Ints, lengths: Ints) -> None:
     """The same from uint8 to int64."""
     for i in range(len(starts)):
-        a, b = starts[i], places[i]
-        for k in range(lengths[i]):
+        a, b, n = np.uint64(starts[i]), np.uint64(places[i]), np.uint64(lengths[i])
+        for k in range(n):
             target[b + k] = source[a + k]
 
 

@@ -22,23 +22,26 @@ import numpy as np
 
 from jmp_data.errors import ManifestError
 from jmp_data.mixture import Mixture
-from jmp_data.stream.balance import CostModel, balance_equal_counts
+from jmp_data.stream.balance import CostModel
+from jmp_data.stream.budget import BudgetCuts, Weigher
 from jmp_data.stream.collate import collate
 from jmp_data.stream.columns import batch_columns
-from jmp_data.stream.dataset_order import Ints
 from jmp_data.stream.edges import GraphBuilder, GraphChoice
 from jmp_data.stream.epoch_order import CHAPTER_SAMPLES, ORDER_VERSION, EpochOrder
 from jmp_data.stream.gather import gather
 from jmp_data.stream.reading import BlocksAhead, ThreadFetcher
 from jmp_data.stream.state import StreamPosition, pack_state, unpack_state
-from jmp_data.stream.steps import FixedCuts
+from jmp_data.stream.steps import FixedCuts, Steps
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
     from jmp_data.shards.dataset import ShardDataset
 
+BATCH_SIZE = 32
 WINDOW_BLOCKS = 32
+MAX_NEIGHBORS = 30
+"""Neighbours of the main graph where no graph settings say otherwise."""
 
 
 class StreamLoader:
@@ -54,10 +57,15 @@ class StreamLoader:
 
     Args:
         mixture: a mixture, an open data set, or the path of one.
-        batch_size: structures per rank and step; the global batch is batch_size × world_size.
+        batch_size: structures per rank and step, 32 by default; the global batch is batch_size × world_size. With
+            `max_atoms` or `max_edges` it is one more limit, and there is none by default.
         seed: what the order depends on, besides the mixture.
         rank: which part of each global batch this loader delivers, 0 to world_size - 1.
         world_size: how many ranks share each global batch.
+        num_workers: processes that read blocks and build graphs; 0 does both in this process.
+        max_atoms: atoms that one rank may get in one step; see `jmp_data.stream.budget`.
+        max_edges: edges that one rank may get in one step; exact where the data set stores edge counts, otherwise
+            counted as atoms × the neighbours that the main graph may keep.
         shuffle: False for stored order, each structure once, data set after data set (validation).
         targets: only these targets; all by default.
         graphs: put the four graphs on each batch: settings for all data sets, or name → settings, or "auto" for 12 Å
@@ -74,12 +82,14 @@ class StreamLoader:
     def __init__(
         self,
         mixture: Mixture | ShardDataset | str | Path,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
         *,
+        max_atoms: int | None = None,
+        max_edges: int | None = None,
         shuffle: bool = True,
         targets: Sequence[str] | None = None,
         graphs: GraphChoice | None = None,
@@ -89,11 +99,14 @@ class StreamLoader:
         prefetch_blocks: int | None = None,
     ) -> None:
         self.mixture = mixture if isinstance(mixture, Mixture) else Mixture.single(mixture)
-        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
-        self.shuffle = shuffle
-        for name in ("batch_size", "world_size"):
-            if getattr(self, name) < 1:
-                raise ManifestError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if batch_size is None and max_atoms is None and max_edges is None:
+            batch_size = BATCH_SIZE
+        self.batch_size, self.max_atoms, self.max_edges = batch_size, max_atoms, max_edges
+        self.seed, self.rank, self.world_size, self.shuffle = seed, rank, world_size, shuffle
+        for name in ("batch_size", "max_atoms", "max_edges", "world_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ManifestError(f"{name} is {value}; it must be at least 1")
         if not 0 <= rank < world_size:
             raise ManifestError(f"rank {rank} must lie between 0 and world_size - 1 = {world_size - 1}")
         self._columns = batch_columns(self.mixture, targets)
@@ -102,7 +115,8 @@ class StreamLoader:
         self._prefetch_blocks = window_blocks if prefetch_blocks is None else prefetch_blocks
         self._place = StreamPosition()
         self._resume = self._place
-        self._cuts(self._epoch_size)
+        self._plan: tuple[EpochOrder, Steps] | None = None
+        self._epoch_plan(0)
 
     @property
     def epoch(self) -> int:
@@ -115,8 +129,11 @@ class StreamLoader:
             self._place = self._resume = StreamPosition(epoch)
 
     def __len__(self) -> int:
-        """Steps of one epoch, the same on every rank."""
-        return self._cuts(self._epoch_size).num_steps
+        """Steps of the current epoch, the same on every rank.
+
+        With `max_atoms` or `max_edges` this plans the whole epoch, about a microsecond a structure.
+        """
+        return self._epoch_plan(self.epoch)[1].num_steps
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands after the batches that were delivered so far; JSON-able, a few hundred bytes."""
@@ -129,7 +146,9 @@ class StreamLoader:
             StateMismatchError: the state belongs to another mixture, seed, batch size or format.
         """
         place = unpack_state(state, self._identity)
-        self._cuts(self._epoch_size).stops(place.step, place.position, 0)
+        order, steps = self._epoch_plan(place.epoch)
+        if place.position < order.size:
+            steps.stops(place.step, place.position, 1)
         self._place = self._resume = place
 
     @property
@@ -140,7 +159,7 @@ class StreamLoader:
             "seed": self.seed,
             "shuffle": self.shuffle,
             "window_blocks": self._window_blocks,
-            "global_batch_size": self.batch_size * self.world_size,
+            **self._global_limits,
             "datasets": {
                 m.name: [_short(m.dataset.fingerprint, m.selection.fingerprint), m.samples if self.shuffle else m.size]
                 for m in self.mixture
@@ -148,37 +167,50 @@ class StreamLoader:
         }
 
     @property
-    def _epoch_size(self) -> int:
-        return self.mixture.epoch_size if self.shuffle else self.mixture.num_structures
+    def _global_limits(self) -> dict[str, int]:
+        limits = {"batch_size": self.batch_size, "max_atoms": self.max_atoms, "max_edges": self.max_edges}
+        return {f"global_{name}": limit * self.world_size for name, limit in limits.items() if limit is not None}
 
-    def _cuts(self, size: int) -> FixedCuts:
-        return FixedCuts(size, self.batch_size * self.world_size, self.world_size)
+    def _epoch_plan(self, epoch: int) -> tuple[EpochOrder, Steps]:
+        """The order of an epoch and its cuts; the last one asked for is kept."""
+        if self._plan is None or self._plan[0].epoch != epoch:
+            order = EpochOrder(
+                self.mixture, seed=self.seed, epoch=epoch, window_blocks=self._window_blocks, shuffle=self.shuffle
+            )
+            self._plan = order, self._steps(order)
+        return self._plan
+
+    def _steps(self, order: EpochOrder) -> Steps:
+        if self.max_atoms is None and self.max_edges is None:
+            return FixedCuts(order.size, (self.batch_size or BATCH_SIZE) * self.world_size, self.world_size, self._cost)
+        neighbors = MAX_NEIGHBORS if self._graphs is None else self._graphs.main_neighbors
+        weigh = Weigher(self.mixture, self.batch_size, self.max_atoms, self.max_edges, neighbors)
+        return BudgetCuts(order, weigh.limits, weigh, self.world_size)
 
     def __iter__(self) -> Iterator[Batch]:
         place, self._resume = self._resume, StreamPosition(self.epoch)
         self._place = place
-        order = EpochOrder(
-            self.mixture, seed=self.seed, epoch=place.epoch, window_blocks=self._window_blocks, shuffle=self.shuffle
-        )
-        for batch, reached in self._batches(order, place):
+        order, steps = self._epoch_plan(place.epoch)
+        for batch, reached in self._batches(order, steps, place):
             self._place = reached
             yield batch if self._graphs is None else self._graphs.attach(batch, reached, self.rank)
         self._place = self._resume = StreamPosition(place.epoch + 1)
 
-    def _batches(self, order: EpochOrder, place: StreamPosition) -> Iterator[tuple[Batch, StreamPosition]]:
+    def _batches(
+        self, order: EpochOrder, steps: Steps, place: StreamPosition
+    ) -> Iterator[tuple[Batch, StreamPosition]]:
         """Batches of this rank and the place reached with each."""
-        cuts = self._cuts(order.size)
         fetcher = ThreadFetcher(self.mixture, self._columns)
         try:
             blocks = BlocksAhead(order, place.position, fetcher, self._prefetch_blocks)
             step, position = place.step, place.position
             while position < order.size:
-                stops = cuts.stops(step, position, CHAPTER_SAMPLES)
+                stops = steps.stops(step, position, CHAPTER_SAMPLES)
                 last = int(stops[-1])
                 blocks.move_to(order.chapter_of(last - 1), order.consumed(order.chapter_of(position)))
                 samples = order.samples(position, last)
                 bounds = np.concatenate([[position], stops]) - position
-                mine = np.flatnonzero(self._ranks(samples.natoms, bounds) == self.rank)
+                mine = np.flatnonzero(steps.assign(samples, bounds) == self.rank)
                 counts = np.diff(np.searchsorted(mine, bounds))
                 gathered = gather(samples.take(mine), self._columns, blocks.block)
                 for batch, stop in zip(collate(gathered, counts), stops.tolist(), strict=True):
@@ -187,10 +219,6 @@ class StreamLoader:
                 position = last
         finally:
             fetcher.close()
-
-    def _ranks(self, natoms: Ints, bounds: Ints) -> np.ndarray[Any, Any]:
-        cost = natoms if self._cost is None else self._cost(natoms)
-        return balance_equal_counts(np.asarray(cost, np.float64), bounds, self.world_size)
 
 
 def _short(fingerprint: str, selection: str) -> str:

@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from jmp_data.errors import ManifestError, StateMismatchError
+from jmp_data.stream.balance import CostModel, balance_equal_counts
+from jmp_data.stream.epoch_order import Samples
 
 Ints = npt.NDArray[np.int64]
 
@@ -32,7 +34,7 @@ class Steps(Protocol):
     def stops(self, step: int, position: int, at_least: int) -> Ints:
         """Ends of the next steps, from `step` at `position` on, covering `at_least` samples or all the rest."""
 
-    def assign(self, natoms: Ints, bounds: Ints) -> npt.NDArray[np.int32]:
+    def assign(self, samples: Samples, bounds: Ints) -> npt.NDArray[np.int32]:
         """(n,) rank of each sample; step s holds the samples from bounds[s] to bounds[s + 1]."""
 
 
@@ -51,12 +53,14 @@ class FixedCuts:
     Attributes:
         size: structures of the epoch.
         global_batch: structures of one step over all ranks.
-        world_size: ranks; matters only where each gets a single structure.
+        world_size: ranks; their number matters to the cuts only where each gets a single structure.
+        cost: atom counts → work, by which ranks are balanced; None for the atom count itself.
     """
 
     size: int
     global_batch: int
     world_size: int
+    cost: CostModel | None = None
 
     def __post_init__(self) -> None:
         check_enough(self.size, self.world_size)
@@ -95,3 +99,8 @@ class FixedCuts:
             )
         count = max(1, -(-at_least // self.global_batch))
         return np.array([self.cut(s) for s in range(step + 1, min(step + count, self.num_steps) + 1)], np.int64)
+
+    def assign(self, samples: Samples, bounds: Ints) -> npt.NDArray[np.int32]:
+        """See `Steps.assign`."""
+        cost = samples.natoms if self.cost is None else self.cost(samples.natoms)
+        return balance_equal_counts(np.asarray(cost, np.float64), bounds, self.world_size)
