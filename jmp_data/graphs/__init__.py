@@ -1,7 +1,7 @@
 """Radius graphs: right in every cell, the same on every backend, fast enough that no GPU waits for them."""
 
 from jmp_data.graphs.attach import attach_graphs
-from jmp_data.graphs.batched import FourGraphs, batch_four_graphs, four_graphs
+from jmp_data.graphs.batched import FourGraphs, batch_four_graphs, batch_radius_graph, four_graphs
 from jmp_data.graphs.radius_graph import Edges, RadiusGraph, radius_graph
 from jmp_data.graphs.settings import GRAPH_NAMES, MOLECULE, PERIODIC, GraphSettings
 
@@ -15,6 +15,7 @@ __all__ = [
     "RadiusGraph",
     "attach_graphs",
     "batch_four_graphs",
+    "batch_radius_graph",
     "four_graphs",
     "radius_graph",
 ]

@@ -9,6 +9,7 @@ import numpy as np
 
 from jmp_data.errors import InvalidStructureError
 from jmp_data.graphs.batched import batch_four_graphs
+from jmp_data.graphs.dropout import draw_seeds
 from jmp_data.graphs.settings import GRAPH_NAMES, MOLECULE, PERIODIC, GraphSettings
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def attach_graphs(
     import torch
 
     each = _settings_of_structures(batch, settings)
+    if batch.pos.is_cuda:
+        return _attach_on_device(batch, each, edge_dropout, rng)
     graphs = batch_four_graphs(
         batch.pos.detach().numpy(),
         batch.cell.detach().numpy(),
@@ -57,6 +60,26 @@ def attach_graphs(
         edges = getattr(graphs, name)
         batch[f"{name}_edge_index"] = torch.from_numpy(edges.edge_index)
         batch[f"{name}_cell_offsets"] = torch.from_numpy(edges.cell_offsets)
+    return batch
+
+
+def _attach_on_device(
+    batch: Batch,
+    settings: GraphSettings | Sequence[GraphSettings],
+    edge_dropout: float,
+    rng: np.random.Generator | None,
+) -> Batch:
+    import torch
+
+    from jmp_data.graphs import torch_batched
+
+    seeds = torch.from_numpy(draw_seeds(len(batch.pbc), edge_dropout, rng))
+    graphs = torch_batched.batch_four_graphs(
+        batch.pos, batch.cell, batch.pbc, batch.natoms, batch.tags, settings, edge_dropout=edge_dropout, seeds=seeds
+    )
+    for name, edges in graphs.items():
+        batch[f"{name}_edge_index"] = edges.edge_index
+        batch[f"{name}_cell_offsets"] = edges.cell_offsets
     return batch
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from jmp_data.errors import InvalidStructureError
-from jmp_data.graphs.radius_graph import Edges
-from jmp_data.graphs.settings import GraphSettings
+from jmp_data.graphs.dropout import draw_seeds
+from jmp_data.graphs.radius_graph import Edges, RadiusGraph
+from jmp_data.graphs.settings import GraphSettings, check_cutoff, check_max_neighbors
 from jmp_data.graphs.truncation import check_geometry
 
 Array = npt.NDArray[Any]
+
+
+SEARCH_ORDER: Final = ("a2a", "main", "a2ee2a", "qint")
+"""Columns of the neighbour limits: the graph that is searched, then its subsets."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,13 +104,13 @@ def batch_four_graphs(
     Raises:
         InvalidStructureError: misshapen or non-finite arrays, a flat periodic cell; the message says which structure.
     """
-    from jmp_data.graphs.kernel import expand, search_batch
+    from jmp_data.graphs.compiled import search_edges
 
     positions, cell, pbc, ptr = _check_batch(positions, cell, pbc, natoms)
     each = [settings] * len(pbc) if isinstance(settings, GraphSettings) else list(settings)
     if len(each) != len(pbc):
         raise InvalidStructureError(f"{len(each)} graph settings for {len(pbc)} structures", "shape")
-    status, structure, *found = search_batch(
+    found = search_edges(
         positions,
         cell,
         pbc,
@@ -113,20 +118,43 @@ def batch_four_graphs(
         np.array([s.cutoff for s in each], np.float64),
         neighbor_limits(each),
         tagged_atoms(tags, ptr, each),
-        dropout_seeds(len(pbc), edge_dropout, rng),
+        draw_seeds(len(pbc), edge_dropout, rng),
         float(edge_dropout),
     )
-    raise_for_status(status, structure)
-    edges = {name: Edges(*expand(g, *found)) for g, name in enumerate(_SEARCH_ORDER)}
-    return FourGraphs(**edges)
+    return FourGraphs(**{name: Edges(*edges) for name, edges in zip(SEARCH_ORDER, found, strict=True)})
 
 
-_SEARCH_ORDER = ("a2a", "main", "a2ee2a", "qint")
+def batch_radius_graph(
+    positions: Any, cell: Any, pbc: Any, natoms: Any, *, cutoff: float, max_neighbors: int | None = None
+) -> RadiusGraph:
+    """The radius graph of B concatenated structures with N atoms in all; rules as in `radius_graph`.
+
+    Args:
+        positions: (N, 3), Å.
+        cell: (B, 3, 3), Å; the cell of a structure without periodicity is not looked at.
+        pbc: (B, 3) bool.
+        natoms: (B,) integer.
+        cutoff: Å.
+        max_neighbors: edges kept per target; None keeps all.
+
+    Returns:
+        Edges with batch-global atom indices in canonical order, with lengths.
+
+    Raises:
+        InvalidStructureError: as for `batch_four_graphs`, or a cutoff or limit ≤ 0.
+    """
+    from jmp_data.graphs.compiled import search_radius_graph
+
+    check_cutoff(cutoff)
+    if max_neighbors is not None:
+        check_max_neighbors(max_neighbors)
+    positions, cell, pbc, ptr = _check_batch(positions, cell, pbc, natoms)
+    return RadiusGraph(*search_radius_graph(positions, cell, pbc, ptr, float(cutoff), max_neighbors))
 
 
 def neighbor_limits(settings: Sequence[GraphSettings]) -> npt.NDArray[np.int64]:
     """(B, 4) neighbour limits in the order a2a, main, a2ee2a, qint."""
-    return np.array([[getattr(s, name) for name in _SEARCH_ORDER] for s in settings], np.int64).reshape(-1, 4)
+    return np.array([[getattr(s, name) for name in SEARCH_ORDER] for s in settings], np.int64).reshape(-1, 4)
 
 
 def tagged_atoms(tags: Any, ptr: Array, settings: Sequence[GraphSettings]) -> npt.NDArray[np.bool_]:
@@ -140,32 +168,6 @@ def tagged_atoms(tags: Any, ptr: Array, settings: Sequence[GraphSettings]) -> np
     of_atom = np.repeat(masks, np.diff(ptr))
     tagged: npt.NDArray[np.bool_] = (of_atom >> tags.astype(np.uint64)) & np.uint64(1) == 1
     return tagged
-
-
-def dropout_seeds(count: int, edge_dropout: float, rng: np.random.Generator | None) -> npt.NDArray[np.uint64]:
-    """(count,) seeds, zero without dropout."""
-    if not 0.0 <= edge_dropout <= 1.0:
-        raise InvalidStructureError(f"edge_dropout is {edge_dropout}; it is a probability", "graph_settings")
-    if edge_dropout == 0.0:
-        return np.zeros(count, np.uint64)
-    if rng is None:
-        raise InvalidStructureError("edge_dropout needs rng, a numpy Generator", "graph_settings")
-    return rng.integers(0, 2**63, size=count, dtype=np.uint64)
-
-
-def raise_for_status(status: int, structure: int) -> None:
-    """Turn the kernel's status into an error that names the structure of the batch."""
-    from jmp_data.graphs.kernel import FLAT_CELL, OK, TOO_MANY_IMAGES
-
-    if status == OK:
-        return
-    if status == FLAT_CELL:
-        message, code = "periodic cell spans no volume; check cell and pbc", "flat_cell"
-    elif status == TOO_MANY_IMAGES:
-        message, code = "cutoff spans over 1e8 periodic images; check the units of cell and positions", "tiny_cell"
-    else:
-        message, code = "an atom lies over 1e9 cells away; check the units of positions", "far_atom"
-    raise InvalidStructureError(f"structure {structure}: {message}", code)
 
 
 def _check_batch(positions: Any, cell: Any, pbc: Any, natoms: Any) -> tuple[Array, Array, Array, Array]:

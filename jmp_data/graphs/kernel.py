@@ -25,20 +25,22 @@ import math
 import numpy as np
 from numba import njit
 
+from jmp_data.graphs.dropout import GOLDEN, KEYS, SCRAMBLE
 from jmp_data.graphs.truncation import SELF_DISTANCE, TIE_RESOLUTION
 
-OK, FLAT_CELL, TOO_MANY_IMAGES, TOO_FAR = 0, 1, 2, 3
+OK, TOO_MANY_IMAGES, TOO_FAR = 0, 1, 2
 
 _SELF = SELF_DISTANCE * SELF_DISTANCE
 _TIES = 1.0 / TIE_RESOLUTION
 _MARGIN = 1e-6  # Å; pruning may only ever be too generous
-_LEAF_ATOMS = 16
-_LEAF_EXTENT = 0.5  # of the search radius
+_LEAF_ATOMS = 32
+_LEAF_EXTENT = 1.0  # of the search radius
 _MAX_IMAGES = 100_000_000
 _MAX_WRAP = 2.0**30
 _GUESS = 1.8  # neighbours expected within the first radius, over those wanted
+_NEARBY = 1.15  # d² within which the next target probably has enough, over the last one's farthest kept
+_RANKED = 128  # more than this are thinned by selection before all pairs are ranked
 _VACUUM = 2.5  # Å added to the extent of the atoms when their density is estimated
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @njit(cache=True, nogil=True)
@@ -51,95 +53,16 @@ def _grown(array, needed):
 
 
 @njit(cache=True, nogil=True)
-def _dot(a, b):
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
-
-
-@njit(cache=True, nogil=True)
-def _cross(a, b):
-    return np.array([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])
-
-
-@njit(cache=True, nogil=True)
-def _reduced_cell(cell, pbc):
-    """Short vectors of the same lattice, `transform @ cell`; open rows become unit vectors normal to the rest."""
-    reduced = cell.copy()
-    transform = np.eye(3, dtype=np.int64)
-    for _ in range(1000):
-        changed = False
-        for i in range(3):
-            for j in range(3):
-                if i == j or not (pbc[i] and pbc[j]):
-                    continue
-                multiple = np.rint(_dot(reduced[i], reduced[j]) / _dot(reduced[j], reduced[j]))
-                changed |= _subtract(reduced, transform, i, j, multiple)
-        if pbc.all() and not changed:
-            for i in range(3):
-                j, k = (i + 1) % 3, (i + 2) % 3
-                side = -1.0 if _dot(reduced[j], reduced[k]) > 0 else 1.0
-                both = reduced[j] + side * reduced[k]
-                multiple = np.rint(_dot(reduced[i], both) / max(_dot(both, both), 1e-300))
-                trial = reduced[i] - multiple * both
-                if multiple != 0 and _dot(trial, trial) < _dot(reduced[i], reduced[i]) * (1 - 1e-9):
-                    reduced[i] = trial
-                    transform[i] -= np.int64(multiple) * (transform[j] + np.int64(side) * transform[k])
-                    changed = True
-        if not changed:
-            break
-    _fill_open_rows(reduced, pbc)
-    return reduced, transform
-
-
-@njit(cache=True, nogil=True)
-def _subtract(reduced, transform, i, j, multiple):
-    if multiple == 0 or not abs(multiple) < 2.0**40:
-        return False
-    trial = reduced[i] - multiple * reduced[j]
-    if not _dot(trial, trial) < _dot(reduced[i], reduced[i]) * (1 - 1e-9):
-        return False
-    reduced[i] = trial
-    transform[i] -= np.int64(multiple) * transform[j]
-    return True
-
-
-@njit(cache=True, nogil=True)
-def _fill_open_rows(cell, pbc):
-    periodic = pbc.sum()
-    if periodic == 0:
-        cell[:] = np.eye(3)
-    elif periodic == 1:
-        row = 0 if pbc[0] else (1 if pbc[1] else 2)
-        helper = np.zeros(3)
-        helper[np.argmin(np.abs(cell[row]))] = 1.0
-        first = _cross(cell[row], helper)
-        first /= math.sqrt(max(_dot(first, first), 1e-300))
-        second = _cross(cell[row], first)
-        cell[(row + 1) % 3] = first
-        cell[(row + 2) % 3] = second / math.sqrt(max(_dot(second, second), 1e-300))
-    elif periodic == 2:
-        row = 2 if not pbc[2] else (1 if not pbc[1] else 0)
-        normal = _cross(cell[(row + 1) % 3], cell[(row + 2) % 3])
-        cell[row] = normal / math.sqrt(max(_dot(normal, normal), 1e-300))
-
-
-@njit(cache=True, nogil=True)
-def _reciprocal(cell):
-    """Rows are reciprocal vectors: fractional coordinate i of r is `reciprocal[i] · r`. Also the volume."""
-    reciprocal = np.empty((3, 3))
-    reciprocal[0] = _cross(cell[1], cell[2])
-    reciprocal[1] = _cross(cell[2], cell[0])
-    reciprocal[2] = _cross(cell[0], cell[1])
-    volume = _dot(cell[0], reciprocal[0])
-    return reciprocal / volume if volume != 0 else reciprocal, abs(volume)
-
-
-@njit(cache=True, nogil=True)
 def _wrap(positions, cell, pbc, transform, reciprocal, wrap, wrapped, fractional):
     """Fill `wrap` (in the given cell), `wrapped` Å and `fractional` (in the reduced cell); False if out of range."""
     for n in range(positions.shape[0]):
         wrap[n] = 0
         for i in range(3):
-            f = _dot(positions[n], reciprocal[i])
+            f = (
+                positions[n, 0] * reciprocal[i, 0]
+                + positions[n, 1] * reciprocal[i, 1]
+                + positions[n, 2] * reciprocal[i, 2]
+            )
             whole = math.floor(f) if pbc[i] else 0.0
             if abs(whole) > _MAX_WRAP:
                 return False
@@ -272,26 +195,43 @@ def _keep_nearest(picked, rounded, count, k, work):
 
 
 @njit(cache=True, nogil=True)
+def _rank(rounded, count, rank):
+    """Rank of each of the first entries, first come first among equals; comparing all pairs needs no branch."""
+    if count > _RANKED:
+        rank[np.argsort(rounded[:count], kind="mergesort")] = np.arange(count)
+        return
+    rank[:count] = 0
+    whole = count - count % 4
+    for i in range(0, whole, 4):
+        a, b, c, d = rounded[i], rounded[i + 1], rounded[i + 2], rounded[i + 3]
+        for j in range(count):
+            value = rounded[j]
+            rank[j] += np.int64(value > a) + np.int64(value > b) + np.int64(value > c) + np.int64(value > d)
+    for i in range(whole, count):
+        for j in range(count):
+            rank[j] += rounded[j] > rounded[i]
+    if rank[:count].sum() < count * (count - 1) // 2:
+        for i in range(count):
+            for j in range(i + 1, count):
+                rank[j] += rounded[i] == rounded[j]
+
+
+@njit(cache=True, nogil=True)
 def _scramble(x):
-    """SplitMix64 finaliser."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(SCRAMBLE[0])
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(SCRAMBLE[1])
     return x ^ (x >> np.uint64(31))
 
 
 @njit(cache=True, nogil=True)
-def _drop(picked, rounded, count, dropout, seed, target, base, wrap, candidates, images):
-    """Drop each edge with probability `dropout`, decided by the seed and the edge alone."""
-    stream = _scramble(seed + np.uint64(target + 1) * _GOLDEN)
+def _drop(picked, count, dropout, stream, identity):
+    """Drop edges by the rule of `jmp_data.graphs.dropout`; `stream` knows the target, `identity` the image."""
+    threshold = np.uint64(dropout * 2.0**53)
     kept = 0
     for i in range(count):
-        image = images[candidates[picked[i]]]
-        x = stream + np.uint64(image[0] - base) * np.uint64(0xD1B54A32D192ED03)
-        x += np.uint64(np.int64(image[1] + wrap[0])) * np.uint64(0xABC98388FB8FAC03)
-        x += np.uint64(np.int64(image[2] + wrap[1])) * np.uint64(0x8CB92BA72F3D8DD7)
-        x += np.uint64(np.int64(image[3] + wrap[2])) * _GOLDEN
-        picked[kept], rounded[kept] = picked[i], rounded[i]
-        kept += np.float64(_scramble(x) >> np.uint64(11)) * 2.0**-53 >= dropout
+        draw = _scramble(np.uint64(stream + identity[picked[i]])) >> np.uint64(11)
+        picked[kept] = picked[i]
+        kept += draw >= threshold
     return kept
 
 
@@ -302,14 +242,19 @@ def _search_leaf(
 ):  # fmt: skip
     """Find and truncate the edges of all targets of one leaf; appends image numbers to `codes`."""
     m = len(candidates)
-    px, py, pz, ox, oy, oz, sx, sy, sz, squared, rounded, near_rounded, some_rounded, work = floats[:, :m]
-    hit, near, some = ints[:, :m]
+    px, py, pz, ox, oy, oz = floats[0], floats[1], floats[2], floats[3], floats[4], floats[5]
+    sx, sy, sz, squared, rounded = floats[6], floats[7], floats[8], floats[9], floats[10]
+    work = floats[11]
+    hit, near, rank, identity = ints[0], ints[1], ints[2], ints[3]
     for i in range(m):
         source = images[candidates[i], 0]
         px[i], py[i], pz[i] = positions[source, 0], positions[source, 1], positions[source, 2]
         ox[i], oy[i], oz[i] = images[candidates[i], 1], images[candidates[i], 2], images[candidates[i], 3]
+        identity[i] = (source - base) * KEYS[0]
+        for axis in range(3):
+            identity[i] += images[candidates[i], axis + 1] * KEYS[axis + 1]
     widest = limits[1:].max() if len(limits) > 1 else 0
-    nearby = np.inf
+    nearby = limit / 4.0
     shifted = False
     w = np.zeros(3, np.int64)
     for t in targets:
@@ -332,15 +277,18 @@ def _search_leaf(
         if not complete and n <= limits[0]:
             counts[:, base + t] = -1
             continue
-        for i in range(n):
-            rounded[i] = np.rint(squared[hit[i]] * _TIES)
-        n, largest = _keep_nearest(hit, rounded, n, limits[0], work)
-        if not complete and largest >= np.rint(limit * _TIES):
-            counts[:, base + t] = -1
-            continue
+        if n > limits[0]:
+            for i in range(n):
+                rounded[i] = np.rint(squared[hit[i]] * _TIES)
+            n, largest = _keep_nearest(hit, rounded, n, limits[0], work)
+            if not complete and largest >= np.rint(limit * _TIES):
+                counts[:, base + t] = -1
+                continue
         if dropout > 0.0:
-            n = _drop(hit, rounded, n, dropout, seed, t, base, w, candidates, images)
-        codes = _grown(codes, used + n + limits[1:].sum())
+            stream = np.int64(_scramble(np.uint64(seed + (t + 1) * GOLDEN)))
+            stream += w[0] * KEYS[1] + w[1] * KEYS[2] + w[2] * KEYS[3]
+            n = _drop(hit, n, dropout, stream, identity)
+        codes = _grown(codes, used + n * len(limits))
         starts[0, base + t], counts[0, base + t] = used, n
         for i in range(n):
             codes[used + i] = candidates[hit[i]]
@@ -348,22 +296,25 @@ def _search_leaf(
         if len(limits) == 1:
             continue
         few = 0
-        for i in range(n):
-            near[few], near_rounded[few] = hit[i], rounded[i]
-            few += rounded[i] <= nearby
-        if few < widest and few < n:
-            few = n
-            near[:n], near_rounded[:n] = hit[:n], rounded[:n]
-        few, largest = _keep_nearest(near, near_rounded, few, widest, work)
-        nearby = 1.3 * largest
+        while few < min(widest, n):
+            few = 0
+            for i in range(n):
+                near[few] = hit[i]
+                few += squared[hit[i]] <= nearby
+            nearby *= 1.5
+        for i in range(few):
+            rounded[i] = np.rint(squared[near[i]] * _TIES)
+        _rank(rounded, few, rank)
+        for i in range(few):
+            if rank[i] == widest - 1:
+                nearby = rounded[i] * (_NEARBY / _TIES)
         for g in range(1, len(limits)):
-            some[:few], some_rounded[:few] = near[:few], near_rounded[:few]
-            kept, _ = _keep_nearest(some, some_rounded, few, limits[g], work)
             starts[g, base + t] = used
-            for i in range(kept):
-                code = candidates[some[i]]
+            filtered = g == len(limits) - 1 and not tagged[base + t]
+            for i in range(few):
+                code = candidates[near[i]]
                 codes[used] = code
-                used += g < len(limits) - 1 or tagged[base + t] or tagged[images[code, 0]]
+                used += rank[i] < limits[g] and (not filtered or tagged[images[code, 0]])
             counts[g, base + t] = used - starts[g, base + t]
     return codes, used
 
@@ -375,7 +326,7 @@ def _search_targets(
 ):  # fmt: skip
     """Bisect the targets until a leaf is small, narrowing the images that each half can reach."""
     total = last_image - first_image
-    floats, ints = np.empty((14, total)), np.empty((3, total), np.int32)
+    floats, ints = np.empty((12, total)), np.empty((4, total), np.int64)
     arena = np.empty(3 * total + 1, np.int32)
     for i in range(total):
         arena[i] = first_image + i
@@ -416,7 +367,7 @@ def _first_radius(fractional, reciprocal, volume, pbc, cutoff, limits):
         return cutoff
     filled = volume
     for axis in range(3):
-        height = 1.0 / math.sqrt(_dot(reciprocal[axis], reciprocal[axis]))
+        height = 1.0 / math.sqrt((reciprocal[axis] ** 2).sum())
         extent = fractional[:, axis].max() - fractional[:, axis].min()
         length = extent * height + _VACUUM
         filled *= min(length, height) / height if pbc[axis] else length
@@ -426,7 +377,9 @@ def _first_radius(fractional, reciprocal, volume, pbc, cutoff, limits):
 
 
 @njit(cache=True, nogil=True)
-def search_batch(positions, cells, pbc, ptr, cutoffs, limits, tagged, seeds, dropout):
+def search_batch(
+    positions, cells, pbc, ptr, lattices, cutoffs, limits, tagged, seeds, dropout, images, places, codes
+):  # fmt: skip
     """Search a batch. Edges are kept as image numbers until all are known; `expand` turns them into arrays.
 
     Args:
@@ -434,46 +387,42 @@ def search_batch(positions, cells, pbc, ptr, cutoffs, limits, tagged, seeds, dro
         cells: (B, 3, 3) float64, Å, open rows zero.
         pbc: (B, 3) bool.
         ptr: (B + 1,) int64, first atom of each structure.
+        lattices: what `reduce_cells` returns.
         cutoffs: (B,) Å.
         limits: (B, G) int64; column 0 limits the search, the others keep the nearest of what it kept. The last of
             several is filtered by tag.
         tagged: (N,) bool; an edge of the last graph needs one tagged end.
-        seeds: (B,) uint64 of the dropout.
+        seeds: (B,) int64 of the dropout.
         dropout: probability of dropping an edge of the search, before the subsets are taken.
+        images: (any, 4) int32 work space, grown as needed; fresh memory would cost more than the search.
+        places: (any, 3) float64, the same.
+        codes: (any,) int32, the same.
 
     Returns:
-        status, structure it happened in, images (m, 4) int32, codes, starts (G, N), counts (G, N), wraps (N, 3).
+        status, structure it happened in, images, places, codes, starts (G, N), counts (G, N), wraps (N, 3).
     """
     natoms = positions.shape[0]
-    images, places = np.empty((max(16, 4 * natoms), 4), np.int32), np.empty((max(16, 4 * natoms), 3))
-    codes = np.empty(max(16, 64 * natoms), np.int32)
     starts, counts = np.zeros((limits.shape[1], natoms), np.int64), np.zeros((limits.shape[1], natoms), np.int64)
     wraps = np.zeros((natoms, 3), np.int64)
     wrapped_all, fractional_all = np.empty((natoms, 3)), np.empty((natoms, 3))
     count = used = 0
-    status = OK
-    b = 0
     for b in range(len(ptr) - 1):
         begin, end = ptr[b], ptr[b + 1]
         wrap, wrapped, fractional = wraps[begin:end], wrapped_all[begin:end], fractional_all[begin:end]
-        reduced, transform = _reduced_cell(cells[b], pbc[b])
-        reciprocal, volume = _reciprocal(reduced)
-        lengths = math.sqrt(_dot(reduced[0], reduced[0]) * _dot(reduced[1], reduced[1]) * _dot(reduced[2], reduced[2]))
-        if not volume > 1e-8 * lengths:
-            return FLAT_CELL, b, images, codes, starts, counts, wraps
+        reduced, transform, reciprocal = lattices[0][b], lattices[1][b], lattices[2][b]
         if not _wrap(positions[begin:end], cells[b], pbc[b], transform, reciprocal, wrap, wrapped, fractional):
-            return TOO_FAR, b, images, codes, starts, counts, wraps
+            return TOO_FAR, b, images, places, codes, starts, counts, wraps
         targets = np.arange(end - begin)
-        radius = _first_radius(fractional, reciprocal, volume, pbc[b], cutoffs[b], limits[b])
+        radius = _first_radius(fractional, reciprocal, lattices[3][b], pbc[b], cutoffs[b], limits[b])
         while len(targets):
             reach = np.zeros(3, np.int64)
             for axis in range(3):
                 if pbc[b, axis]:
                     span = fractional[:, axis].max() - fractional[:, axis].min()
-                    radius_span = radius * math.sqrt(_dot(reciprocal[axis], reciprocal[axis]))
+                    radius_span = radius * math.sqrt((reciprocal[axis] ** 2).sum())
                     reach[axis] = min(np.int64(span + radius_span + _MARGIN), 1_000_000)
             if (2.0 * reach + 1.0).prod() * (end - begin) > _MAX_IMAGES:
-                return TOO_MANY_IMAGES, b, images, codes, starts, counts, wraps
+                return TOO_MANY_IMAGES, b, images, places, codes, starts, counts, wraps
             offsets, shifts = _offset_table(reduced, transform, reach)
             low, high = _bounds(wrapped, targets)
             first = count
@@ -492,37 +441,4 @@ def search_batch(positions, cells, pbc, ptr, cutoffs, limits, tagged, seeds, dro
                 break
             targets = np.nonzero(counts[0, begin:end] < 0)[0]
             radius = min(cutoffs[b], 1.5 * radius)
-    return status, b, images, codes, starts, counts, wraps
-
-
-@njit(cache=True, nogil=True)
-def expand(graph, images, codes, starts, counts, wraps):
-    """The edges of one graph in canonical order: edge_index (2, nedges) int64 and cell_offsets (nedges, 3) int32."""
-    edge_index = np.empty((2, counts[graph].sum()), np.int64)
-    cell_offsets = np.empty((edge_index.shape[1], 3), np.int32)
-    e = 0
-    for t in range(counts.shape[1]):
-        begin = starts[graph, t]
-        for i in range(begin, begin + counts[graph, t]):
-            image = images[codes[i]]
-            edge_index[0, e], edge_index[1, e] = image[0], t
-            for axis in range(3):
-                cell_offsets[e, axis] = image[axis + 1] + wraps[t, axis]
-            e += 1
-    return edge_index, cell_offsets
-
-
-@njit(cache=True, nogil=True)
-def edge_lengths(positions, cell, edge_index, cell_offsets):
-    """(nedges,) float64 Å, from the squared distance that the search compared."""
-    lengths = np.empty(edge_index.shape[1])
-    for e in range(len(lengths)):
-        squared = 0.0
-        for axis in range(3):
-            shift = (cell_offsets[e, 0] * cell[0, axis] + cell_offsets[e, 1] * cell[1, axis]) + (
-                cell_offsets[e, 2] * cell[2, axis]
-            )
-            delta = (positions[edge_index[0, e], axis] - positions[edge_index[1, e], axis]) + shift
-            squared += delta * delta
-        lengths[e] = math.sqrt(squared)
-    return lengths
+    return OK, 0, images, places, codes, starts, counts, wraps

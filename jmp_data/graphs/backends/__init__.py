@@ -1,8 +1,8 @@
 """Interchangeable neighbour searches. One file each, one signature, one result to the last edge.
 
 A search takes checked arrays (float64 positions, cell with open rows zero, pbc, cutoff in Å, neighbour limit or None)
-and returns `edge_index`, `cell_offsets` and `distances` in canonical order. Libraries only propose pairs; the distance, the
-cutoff test and the truncation are always those of `jmp_data.graphs.truncation`.
+and returns `edge_index`, `cell_offsets` and `distances` in canonical order. Libraries only propose pairs; the distance,
+the cutoff test and the truncation are always those of `jmp_data.graphs.truncation`.
 """
 
 from __future__ import annotations
