@@ -42,7 +42,18 @@ class AtomEmbedding(nn.Module):
         self.atom_embedding = nn.Embedding(num_elements, features)
 
     def forward(self, atomic_numbers: Tensor) -> Tensor:
-        """Map (N,) atomic numbers from 1 on to (N, A)."""
+        """Map (N,) atomic numbers from 1 on to (N, A).
+
+        Raises:
+            InvalidStructureError: there is no embedding for an element (checked on the CPU only, where it is free).
+        """
+        if not atomic_numbers.is_cuda and atomic_numbers.numel():
+            low, high = (int(z) for z in atomic_numbers.aminmax())
+            if low < 1 or high > self.atom_embedding.num_embeddings:
+                raise InvalidStructureError(
+                    f"atomic number {low if low < 1 else high}: the model has embeddings for 1 to "
+                    f"{self.atom_embedding.num_embeddings}"
+                )
         h: Tensor = self.atom_embedding(atomic_numbers - 1)
         return h
 
