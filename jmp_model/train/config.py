@@ -24,6 +24,15 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class GraphEntry(_Section):
+    """Graph of one data set, where the default does not fit."""
+
+    cutoff: float = Field(gt=0.0)
+    """Å."""
+    max_neighbors: int = Field(default=30, ge=1)
+    """Of the main graph; the others follow as 20/30, 8/30 and 1000/30 of it."""
+
+
 class DataSettings(_Section):
     """What is read, and how it is cut into batches."""
 
@@ -33,12 +42,8 @@ class DataSettings(_Section):
     """Parts into which each rank cuts its share; gradients accumulate, numbers do not change."""
     num_workers: int = Field(default=0, ge=0)
     edge_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
-    cutoff_periodic: float = Field(default=12.0, gt=0.0)
-    """Å."""
-    cutoff_molecule: float = Field(default=8.0, gt=0.0)
-    """Å."""
-    max_neighbors: int = Field(default=30, ge=1)
-    """Of the main graph; the others follow as 20/30, 8/30 and 1000/30 of it."""
+    graphs: dict[str, GraphEntry] = Field(default_factory=dict)
+    """Per data set; those not named get 12 Å where anything is periodic and 8 Å elsewhere, 30/20/8/1000 neighbours."""
 
 
 class TargetSettings(_Section):
@@ -46,8 +51,10 @@ class TargetSettings(_Section):
 
     references: Literal["fitted", "published"] = "fitted"
     """Constants fitted on each training split by the build, or the published ones that its manifest carries."""
-    force_weights: dict[str, float] | Literal["mean_atoms"] = "mean_atoms"
-    """λ_F of each task; by default its mean number of atoms."""
+    force_weights: dict[str, float] = Field(
+        default_factory=lambda: {"oc20": 73.0, "oc22": 80.0, "ani1x": 15.0, "transition1x": 14.0}
+    )
+    """λ_F per task; a task that is not named gets the mean number of atoms of its training structures."""
     energy_weight: float = Field(default=1.0, ge=0.0)
     force_loss: Literal["structurewise", "atomwise"] = "structurewise"
 
@@ -125,8 +132,9 @@ class PretrainConfig(_Section):
     model: Literal["tiny", "small", "large"] = "small"
     model_changes: dict[str, Any] = Field(default_factory=dict)
     """Fields of the backbone to change from the preset."""
-    val: dict[str, Path] | None = None
-    """Validation set per data set; by default the `val` or `val_id` folder beside each training split."""
+    val: tuple[str, ...] | None = None
+    """Folders or URLs of validation splits, matched by data set name; by default the `val` or `val_id` folder beside
+    each training split. An empty list trains without validation."""
     init_from: Path | None = None
     """Checkpoint to start from, instead of random weights and freshly fitted scale factors."""
     seed: int = 0

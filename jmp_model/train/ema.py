@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from jmp_data.errors import CheckpointError
+from jmp_model.train.sharding import assign
 
 
 class WeightAverage:
@@ -44,7 +45,7 @@ class WeightAverage:
                 f"averaged weights belong to another model: {len(differ)} names differ, first {differ[0]}"
             )
         for name, value in average.items():
-            self.average[name].copy_(value)
+            assign(self.average[name], value)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:

@@ -74,7 +74,8 @@ class OptimizerStep:
         fabric: device, precision, ranks.
         module: the bare model, whose parameters have their checkpoint names.
         forward: what to call for a forward pass: `module`, as set up by Fabric.
-        optimizer: as set up by Fabric.
+        bare_optimizer: holds the moments.
+        optimizer: the same, as set up by Fabric.
         average: of the weights; updated after each step.
         schedule: step → learning rate.
         weights: of the loss, on the device.
@@ -88,6 +89,7 @@ class OptimizerStep:
         fabric: Fabric,
         module: nn.Module,
         forward: nn.Module,
+        bare_optimizer: torch.optim.Optimizer,
         optimizer: torch.optim.Optimizer,
         average: WeightAverage,
         schedule: WarmupCosine,
@@ -98,6 +100,7 @@ class OptimizerStep:
         self.fabric = fabric
         self.module = module
         self.forward = forward
+        self.bare_optimizer = bare_optimizer
         self.optimizer = optimizer
         self.average = average
         self.schedule = schedule

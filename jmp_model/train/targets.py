@@ -7,7 +7,7 @@ only the difference is cast to the model's precision.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,10 @@ class NormalizedTargets:
         """B."""
         return self.natoms.shape[0]
 
+    def to(self, device: torch.device) -> NormalizedTargets:
+        """Copy to a device."""
+        return NormalizedTargets(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
 
 class TargetNormalizer:
     """Normalises the labels of a mixed batch, each structure by the constants of its own task."""
@@ -109,17 +113,10 @@ class TargetNormalizer:
         self._energy_std = torch.tensor([task.energy_std for task in self.tasks], dtype=torch.float64)
         self._force_std = torch.tensor([task.force_std for task in self.tasks], dtype=torch.float64)
 
-    def to(self, device: torch.device) -> TargetNormalizer:
-        """Copy to a device."""
-        copy = TargetNormalizer(self.tasks)
-        for name in ("_reference", "_mean", "_energy_std", "_force_std"):
-            setattr(copy, name, getattr(copy, name).to(device))
-        return copy
-
     def normalize(
         self, batch: Any, *, task: Tensor | None = None, dtype: torch.dtype | None = None
     ) -> NormalizedTargets:
-        """Targets of a batch, on the batch's device.
+        """Targets of a batch; both are on the CPU, which has float64 wherever the model runs.
 
         Args:
             batch: `torch_geometric` batch with energy (B,) float64 eV, forces (N, 3) eV/Å, atomic_numbers, batch,

@@ -113,6 +113,7 @@ class _Trajectory:
             fabric=fabric,
             module=model,
             forward=forward,
+            bare_optimizer=optimizer,
             optimizer=wrapped,
             average=average,
             schedule=schedule,
@@ -191,7 +192,7 @@ class _Recorder:
         if stage == "clipped":
             return {"grad_norm_clipped": _number(gradient_norm(self.model))}
         weights, averages = list(self.model.parameters()), list(self.step.average.average.values())
-        moments = [self.step.optimizer.state[p] for p in weights]
+        moments = [self.step.bare_optimizer.state[p] for p in weights]
         return {
             "param_norm": _norms(weights),
             "param_sum": _sums(weights),
