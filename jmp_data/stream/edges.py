@@ -1,27 +1,34 @@
-"""The graphs that a loader puts on its batches, and the randomness of their edge dropout."""
+"""The graphs that a loader puts on its batches, and the randomness of their edge dropout.
+
+Building works on NumPy arrays, so that worker processes need no torch, which would cost each of them memory and
+seconds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from jmp_data.errors import ManifestError
-from jmp_data.graphs import MOLECULE, GraphSettings, attach_graphs
+from jmp_data.graphs import GRAPH_NAMES, MOLECULE, PERIODIC, GraphSettings, batch_four_graphs
 from jmp_data.mixture import Mixture
 from jmp_data.stream.state import StreamPosition
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
+Array = npt.NDArray[Any]
+GEOMETRY = ("pos", "cell", "pbc", "natoms", "tags")
 GraphChoice = GraphSettings | Mapping[str, GraphSettings] | Literal["auto"]
 
 
 @dataclass(frozen=True)
 class GraphBuilder:
-    """Attaches graphs; a pure function of the batch, its place in the stream and these settings.
+    """Builds graphs; a pure function of the batch, its place in the stream and these settings.
 
     Attributes:
         settings: for all structures, one for each data set, or None to choose by periodicity.
@@ -55,7 +62,58 @@ class GraphBuilder:
         settings = self.settings if isinstance(self.settings, tuple) else (self.settings or MOLECULE,)
         return max(each.main for each in settings)
 
-    def attach(self, batch: Batch, place: StreamPosition, rank: int) -> Batch:
-        """Add the four graphs to a batch; returns it."""
+    def build(self, arrays: Mapping[str, Array], place: StreamPosition, rank: int) -> dict[str, Array]:
+        """The four graphs of a batch.
+
+        Args:
+            arrays: pos, cell, pbc, natoms, tags and dataset_index of the batch.
+            place: where the stream stands after the batch.
+            rank: whose batch it is.
+
+        Returns:
+            `<graph>_edge_index` (2, nedges) int64 and `<graph>_cell_offsets` (nedges, 3), as `attach_graphs` names
+            them.
+        """
         rng = np.random.default_rng([self.seed % 2**63, place.epoch, place.step, rank]) if self.edge_dropout else None
-        return attach_graphs(batch, self.settings, edge_dropout=self.edge_dropout, rng=rng)
+        graphs = batch_four_graphs(
+            arrays["pos"],
+            arrays["cell"],
+            arrays["pbc"],
+            arrays["natoms"],
+            arrays["tags"],
+            self._settings_of(arrays),
+            edge_dropout=self.edge_dropout,
+            rng=rng,
+        )
+        edges = {name: getattr(graphs, name) for name in GRAPH_NAMES}
+        indices = {f"{name}_edge_index": each.edge_index for name, each in edges.items()}
+        return indices | {f"{name}_cell_offsets": each.cell_offsets for name, each in edges.items()}
+
+    def _settings_of(self, arrays: Mapping[str, Array]) -> GraphSettings | list[GraphSettings]:
+        if isinstance(self.settings, GraphSettings):
+            return self.settings
+        if self.settings is None:
+            return [PERIODIC if any(axes) else MOLECULE for axes in arrays["pbc"].tolist()]
+        return [self.settings[number] for number in arrays["dataset_index"].tolist()]
+
+
+def geometry_of(batch: Batch) -> dict[str, Array]:
+    """What `GraphBuilder.build` needs of a batch, as NumPy views."""
+    return {name: batch[name].numpy() for name in (*GEOMETRY, "dataset_index")}
+
+
+def attach(batch: Batch, edges: Mapping[str, Array]) -> Batch:
+    """Put built graphs on their batch, so that `get_example` finds each structure's part of them; returns it."""
+    import torch
+
+    for graph in GRAPH_NAMES:
+        edge_index = torch.from_numpy(edges[f"{graph}_edge_index"])
+        # Edges are sorted by target atom, so each structure owns one stretch of them.
+        slices = torch.searchsorted(edge_index[1].contiguous(), batch.ptr)
+        for name, value, shift in (
+            (f"{graph}_edge_index", edge_index, batch.ptr[:-1]),
+            (f"{graph}_cell_offsets", torch.from_numpy(edges[f"{graph}_cell_offsets"]), torch.zeros_like(slices[:-1])),
+        ):
+            batch[name] = value
+            batch._slice_dict[name], batch._inc_dict[name] = slices, shift
+    return batch

@@ -14,6 +14,7 @@ Only the first two decide what is in a batch, and they know nothing of workers, 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,14 @@ from jmp_data.stream.balance import CostModel
 from jmp_data.stream.budget import BudgetCuts, Weigher
 from jmp_data.stream.collate import collate
 from jmp_data.stream.columns import batch_columns
-from jmp_data.stream.edges import GraphBuilder, GraphChoice
+from jmp_data.stream.edges import GraphBuilder, GraphChoice, attach, geometry_of
 from jmp_data.stream.epoch_order import CHAPTER_SAMPLES, ORDER_VERSION, EpochOrder
 from jmp_data.stream.gather import gather
-from jmp_data.stream.reading import BlocksAhead, ThreadFetcher
+from jmp_data.stream.pool import WorkerPool
+from jmp_data.stream.reading import BlockFetcher, BlocksAhead, PoolFetcher, ThreadFetcher, columns_of_datasets
 from jmp_data.stream.state import StreamPosition, pack_state, unpack_state
 from jmp_data.stream.steps import FixedCuts, Steps
+from jmp_data.stream.worker import BuildGraphs, WorkerSetup
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -40,6 +43,9 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 32
 WINDOW_BLOCKS = 32
+BATCHES_PER_WORKER = 2
+"""Batches whose graphs are being built ahead of the one that is wanted."""
+
 MAX_NEIGHBORS = 30
 """Neighbours of the main graph where no graph settings say otherwise."""
 
@@ -107,6 +113,8 @@ class StreamLoader:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ManifestError(f"{name} is {value}; it must be at least 1")
+        if num_workers < 0:
+            raise ManifestError(f"num_workers is {num_workers}; 0 loads in this process")
         if not 0 <= rank < world_size:
             raise ManifestError(f"rank {rank} must lie between 0 and world_size - 1 = {world_size - 1}")
         self._columns = batch_columns(self.mixture, targets)
@@ -116,6 +124,8 @@ class StreamLoader:
         self._place = StreamPosition()
         self._resume = self._place
         self._plan: tuple[EpochOrder, Steps] | None = None
+        self.num_workers = num_workers
+        self._pool: WorkerPool | None = None
         self._epoch_plan(0)
 
     @property
@@ -191,16 +201,20 @@ class StreamLoader:
         place, self._resume = self._resume, StreamPosition(self.epoch)
         self._place = place
         order, steps = self._epoch_plan(place.epoch)
-        for batch, reached in self._batches(order, steps, place):
+        batches = self._batches(order, steps, place)
+        for batch, reached in batches if self._graphs is None else self._with_graphs(batches, self._graphs):
             self._place = reached
-            yield batch if self._graphs is None else self._graphs.attach(batch, reached, self.rank)
+            yield batch
         self._place = self._resume = StreamPosition(place.epoch + 1)
 
     def _batches(
         self, order: EpochOrder, steps: Steps, place: StreamPosition
     ) -> Iterator[tuple[Batch, StreamPosition]]:
         """Batches of this rank and the place reached with each."""
-        fetcher = ThreadFetcher(self.mixture, self._columns)
+        pool = self._worker_pool()
+        fetcher: BlockFetcher = (
+            ThreadFetcher(self.mixture, self._columns) if pool is None else PoolFetcher(self.mixture, pool)
+        )
         try:
             blocks = BlocksAhead(order, place.position, fetcher, self._prefetch_blocks)
             step, position = place.step, place.position
@@ -219,6 +233,51 @@ class StreamLoader:
                 position = last
         finally:
             fetcher.close()
+
+    def _with_graphs(
+        self, batches: Iterator[tuple[Batch, StreamPosition]], builder: GraphBuilder
+    ) -> Iterator[tuple[Batch, StreamPosition]]:
+        """Batches with their graphs, in the same order; with workers, some batches are under way at a time."""
+        pool = self._worker_pool()
+        if pool is None:
+            for batch, place in batches:
+                yield attach(batch, builder.build(geometry_of(batch), place, self.rank)), place
+            return
+        under_way: deque[tuple[Batch, StreamPosition, int]] = deque()
+        try:
+            for batch, place in batches:
+                under_way.append((batch, place, pool.submit(BuildGraphs(place), geometry_of(batch), urgent=True)))
+                if len(under_way) > self.num_workers * BATCHES_PER_WORKER:
+                    batch, place, number = under_way.popleft()
+                    yield attach(batch, pool.result(number)), place
+            while under_way:
+                batch, place, number = under_way.popleft()
+                yield attach(batch, pool.result(number)), place
+        finally:
+            for _, _, number in under_way:
+                pool.discard(number)
+
+    def _worker_pool(self) -> WorkerPool | None:
+        """The worker processes, started on first use and kept for the next epochs."""
+        if self.num_workers and self._pool is None:
+            datasets = [member.dataset for member in self.mixture]
+            columns = columns_of_datasets(self.mixture, self._columns)
+            self._pool = WorkerPool(self.num_workers, WorkerSetup(datasets, columns, self._graphs, self.rank))
+        return self._pool
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers that are running now."""
+        return [] if self._pool is None else self._pool.pids
+
+    def close(self) -> None:
+        """End the worker processes; they also end with the loader, and start again when it is iterated."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pool": None, "_plan": None}
 
 
 def _short(fingerprint: str, selection: str) -> str:

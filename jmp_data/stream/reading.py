@@ -1,4 +1,4 @@
-"""Blocks read ahead of their use, by threads, within a bounded amount of memory.
+"""Blocks read ahead of their use, by threads or worker processes, within a bounded amount of memory.
 
 In memory at any time: the blocks of the windows in use (`window_blocks` of each data set, twice that while one window
 ends and the next begins) and at most `prefetch_blocks` more. A block of 32768 atoms with energies and forces is 0.9
@@ -12,11 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+import numpy as np
+
 from jmp_data.mixture import Mixture
 from jmp_data.schema import Block
 from jmp_data.stream.columns import BatchColumn
 from jmp_data.stream.dataset_order import Window
 from jmp_data.stream.epoch_order import EpochOrder
+from jmp_data.stream.pool import WorkerPool
+from jmp_data.stream.worker import ReadBlock
 
 LOCAL_THREADS = 2
 REMOTE_THREADS = 16
@@ -52,6 +56,34 @@ class ThreadFetcher:
     def close(self) -> None:
         """Cancel what has not begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class PoolFetcher:
+    """Reads blocks in worker processes."""
+
+    def __init__(self, mixture: Mixture, pool: WorkerPool) -> None:
+        self._schemas = [member.dataset.schema for member in mixture]
+        self._pool, self._started = pool, set[int]()
+
+    def start(self, dataset: int, block: int) -> PendingBlock:
+        """See `BlockFetcher.start`."""
+        number = self._pool.submit(ReadBlock(dataset, block))
+        self._started.add(number)
+        done: list[Block] = []
+
+        def finish() -> Block:
+            if not done:
+                self._started.discard(number)
+                arrays = self._pool.result(number)
+                done.append(Block(arrays.pop("natoms"), arrays, np.zeros(0, "S1"), self._schemas[dataset]))
+            return done[0]
+
+        return finish
+
+    def close(self) -> None:
+        """Let the pool forget what was not collected."""
+        for number in self._started:
+            self._pool.discard(number)
 
 
 def columns_of_datasets(mixture: Mixture, columns: Sequence[BatchColumn]) -> list[list[str]]:
