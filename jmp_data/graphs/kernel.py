@@ -45,18 +45,58 @@ _VACUUM = 2.5  # Å added to the extent of the atoms when their density is estim
 
 @njit(cache=True, nogil=True)
 def _grown(array, needed):
-    if needed <= array.shape[0]:
+    if needed <= len(array):
         return array
-    bigger = np.empty((max(needed, 2 * array.shape[0]), *array.shape[1:]), array.dtype)
-    bigger[: array.shape[0]] = array
+    bigger = np.empty(max(needed, 2 * len(array)), array.dtype)
+    for i in range(len(array)):
+        bigger[i] = array[i]
     return bigger
+
+
+@njit(cache=True, nogil=True)
+def _grown_rows(array, needed):
+    if needed <= len(array):
+        return array
+    bigger = np.empty((max(needed, 2 * len(array)), array.shape[1]), array.dtype)
+    for i in range(len(array)):
+        for j in range(array.shape[1]):
+            bigger[i, j] = array[i, j]
+    return bigger
+
+
+@njit(cache=True, nogil=True)
+def _rounded(squared):
+    """The squared distance that truncation compares, in units of `TIE_RESOLUTION`."""
+    return math.floor(squared * _TIES + 0.5)
+
+
+@njit(cache=True, nogil=True)
+def _sort_order(keys):
+    """Permutation that sorts, stably; a bottom-up merge."""
+    n = len(keys)
+    order, merged = np.arange(n), np.empty(n, np.int64)
+    width = 1
+    while width < n:
+        for begin in range(0, n, 2 * width):
+            middle, end = min(begin + width, n), min(begin + 2 * width, n)
+            left, right = begin, middle
+            for i in range(begin, end):
+                if left < middle and (right >= end or keys[order[left]] <= keys[order[right]]):
+                    merged[i] = order[left]
+                    left += 1
+                else:
+                    merged[i] = order[right]
+                    right += 1
+        order, merged = merged, order
+        width *= 2
+    return order
 
 
 @njit(cache=True, nogil=True)
 def _wrap(positions, cell, pbc, transform, reciprocal, wrap, wrapped, fractional):
     """Fill `wrap` (in the given cell), `wrapped` Å and `fractional` (in the reduced cell); False if out of range."""
     for n in range(positions.shape[0]):
-        wrap[n] = 0
+        wrap[n, 0], wrap[n, 1], wrap[n, 2] = 0, 0, 0
         for i in range(3):
             f = (
                 positions[n, 0] * reciprocal[i, 0]
@@ -89,28 +129,48 @@ def _offset_table(reduced, transform, reach):
                     offsets[m, x] = i * transform[0, x] + j * transform[1, x] + k * transform[2, x]
                     shifts[m, x] = i * reduced[0, x] + j * reduced[1, x] + k * reduced[2, x]
                 m += 1
-    if (transform != np.eye(3, dtype=np.int64)).any():
-        for axis in range(2, -1, -1):
-            order = np.argsort(offsets[:, axis].copy(), kind="mergesort")
-            offsets, shifts = offsets[order], shifts[order]
-    return offsets, shifts
+    identity = transform[0, 0] == 1 and transform[1, 1] == 1 and transform[2, 2] == 1
+    for x in range(3):
+        identity = identity and transform[x, (x + 1) % 3] == 0 and transform[x, (x + 2) % 3] == 0
+    if identity:
+        return offsets, shifts
+    order = np.arange(size)
+    for axis in range(2, -1, -1):
+        keys = np.empty(size, np.int64)
+        for i in range(size):
+            keys[i] = offsets[order[i], axis]
+        by_key = _sort_order(keys)
+        for i in range(size):
+            by_key[i] = order[by_key[i]]
+        order = by_key
+    sorted_offsets, sorted_shifts = np.empty_like(offsets), np.empty_like(shifts)
+    for i in range(size):
+        for x in range(3):
+            sorted_offsets[i, x], sorted_shifts[i, x] = offsets[order[i], x], shifts[order[i], x]
+    return sorted_offsets, sorted_shifts
 
 
 @njit(cache=True, nogil=True)
-def _list_images(images, places, count, base, wrap, wrapped, offsets, shifts, low, high, radius):
-    """Append every image within `radius` of the box low..high. Rows of `images`: source atom, cell offset."""
-    reach = (radius + _MARGIN) ** 2
-    room = count + wrapped.shape[0] * shifts.shape[0]
-    images, places = _grown(images, room), _grown(places, room)
-    for source in range(wrapped.shape[0]):
-        for j in range(shifts.shape[0]):
-            outside = 0.0
-            for axis in range(3):
-                x = wrapped[source, axis] + shifts[j, axis]
-                places[count, axis] = x
-                beyond = max(low[axis] - x, x - high[axis], 0.0)
-                outside += beyond * beyond
-            if outside <= reach:
+def _outside(x, y, z, box):
+    """Squared distance of a point from a box, (2, 3) low and high corner; zero inside."""
+    dx = max(box[0, 0] - x, max(x - box[1, 0], 0.0))
+    dy = max(box[0, 1] - y, max(y - box[1, 1], 0.0))
+    dz = max(box[0, 2] - z, max(z - box[1, 2], 0.0))
+    return dx * dx + dy * dy + dz * dz
+
+
+@njit(cache=True, nogil=True)
+def _list_images(images, places, count, base, wrap, wrapped, offsets, shifts, box, radius):
+    """Append every image within `radius` of the box. Rows of `images`: source atom, cell offset."""
+    reach = (radius + _MARGIN) * (radius + _MARGIN)
+    room = count + len(wrapped) * len(shifts)
+    images, places = _grown_rows(images, room), _grown_rows(places, room)
+    for source in range(len(wrapped)):
+        for j in range(len(shifts)):
+            x, y = wrapped[source, 0] + shifts[j, 0], wrapped[source, 1] + shifts[j, 1]
+            z = wrapped[source, 2] + shifts[j, 2]
+            if _outside(x, y, z, box) <= reach:
+                places[count, 0], places[count, 1], places[count, 2] = x, y, z
                 images[count, 0] = base + source
                 for axis in range(3):
                     images[count, axis + 1] = offsets[j, axis] - wrap[source, axis]
@@ -119,24 +179,34 @@ def _list_images(images, places, count, base, wrap, wrapped, offsets, shifts, lo
 
 
 @njit(cache=True, nogil=True)
-def _bounds(wrapped, targets):
-    low, high = np.full(3, np.inf), np.full(3, -np.inf)
-    for n in targets:
-        for axis in range(3):
-            low[axis] = min(low[axis], wrapped[n, axis])
-            high[axis] = max(high[axis], wrapped[n, axis])
-    return low, high
+def _bounding_box(points, chosen):
+    """(2, 3) low and high corner of the chosen points."""
+    box = np.empty((2, 3))
+    for axis in range(3):
+        low, high = np.inf, -np.inf
+        for n in chosen:
+            low, high = min(low, points[n, axis]), max(high, points[n, axis])
+        box[0, axis], box[1, axis] = low, high
+    return box
 
 
 @njit(cache=True, nogil=True)
-def _split(wrapped, targets, low, high):
-    """Partition `targets` in place at the middle of the longest axis; returns the size of the first part."""
-    axis = np.argmax(high - low)
-    middle = 0.5 * (low[axis] + high[axis])
+def _longest_axis(box):
+    axis = 0
+    for i in range(1, 3):
+        if box[1, i] - box[0, i] > box[1, axis] - box[0, axis]:
+            axis = i
+    return axis
+
+
+@njit(cache=True, nogil=True)
+def _split(points, chosen, box, axis):
+    """Partition `chosen` in place at the middle of an axis of its box; returns the size of the first part."""
+    middle = 0.5 * (box[0, axis] + box[1, axis])
     first = 0
-    for i in range(len(targets)):
-        if wrapped[targets[i], axis] < middle:
-            targets[first], targets[i] = targets[i], targets[first]
+    for i in range(len(chosen)):
+        if points[chosen[i], axis] < middle:
+            chosen[first], chosen[i] = chosen[i], chosen[first]
             first += 1
     return first
 
@@ -198,9 +268,12 @@ def _keep_nearest(picked, rounded, count, k, work):
 def _rank(rounded, count, rank):
     """Rank of each of the first entries, first come first among equals; comparing all pairs needs no branch."""
     if count > _RANKED:
-        rank[np.argsort(rounded[:count], kind="mergesort")] = np.arange(count)
+        order = _sort_order(rounded[:count])
+        for i in range(count):
+            rank[order[i]] = i
         return
-    rank[:count] = 0
+    for i in range(count):
+        rank[i] = 0
     whole = count - count % 4
     for i in range(0, whole, 4):
         a, b, c, d = rounded[i], rounded[i + 1], rounded[i + 2], rounded[i + 3]
@@ -210,7 +283,10 @@ def _rank(rounded, count, rank):
     for i in range(whole, count):
         for j in range(count):
             rank[j] += rounded[j] > rounded[i]
-    if rank[:count].sum() < count * (count - 1) // 2:
+    distinct = 0
+    for i in range(count):
+        distinct += rank[i]
+    if distinct < count * (count - 1) // 2:
         for i in range(count):
             for j in range(i + 1, count):
                 rank[j] += rounded[i] == rounded[j]
@@ -250,23 +326,26 @@ def _search_leaf(
         source = images[candidates[i], 0]
         px[i], py[i], pz[i] = positions[source, 0], positions[source, 1], positions[source, 2]
         ox[i], oy[i], oz[i] = images[candidates[i], 1], images[candidates[i], 2], images[candidates[i], 3]
-        identity[i] = (source - base) * KEYS[0]
-        for axis in range(3):
-            identity[i] += images[candidates[i], axis + 1] * KEYS[axis + 1]
-    widest = limits[1:].max() if len(limits) > 1 else 0
+        if dropout > 0.0:
+            identity[i] = (source - base) * KEYS[0] + images[candidates[i], 1] * KEYS[1]
+            identity[i] += images[candidates[i], 2] * KEYS[2] + images[candidates[i], 3] * KEYS[3]
+    graphs = len(limits)
+    widest = 0
+    for g in range(1, graphs):
+        widest = max(widest, limits[g])
     nearby = limit / 4.0
     shifted = False
-    w = np.zeros(3, np.int64)
+    w0, w1, w2 = 0, 0, 0
     for t in targets:
-        if not shifted or w[0] != wrap[t, 0] or w[1] != wrap[t, 1] or w[2] != wrap[t, 2]:
-            w[:] = wrap[t]
+        if not shifted or w0 != wrap[t, 0] or w1 != wrap[t, 1] or w2 != wrap[t, 2]:
+            w0, w1, w2 = wrap[t, 0], wrap[t, 1], wrap[t, 2]
             for i in range(m):
-                a, b, c = ox[i] + w[0], oy[i] + w[1], oz[i] + w[2]
+                a, b, c = ox[i] + w0, oy[i] + w1, oz[i] + w2
                 sx[i] = (a * cell[0, 0] + b * cell[1, 0]) + c * cell[2, 0]
                 sy[i] = (a * cell[0, 1] + b * cell[1, 1]) + c * cell[2, 1]
                 sz[i] = (a * cell[0, 2] + b * cell[1, 2]) + c * cell[2, 2]
             shifted = True
-        x, y, z = positions[base + t]
+        x, y, z = positions[base + t, 0], positions[base + t, 1], positions[base + t, 2]
         for i in range(m):
             dx, dy, dz = (px[i] - x) + sx[i], (py[i] - y) + sy[i], (pz[i] - z) + sz[i]
             squared[i] = (dx * dx + dy * dy) + dz * dz
@@ -275,42 +354,44 @@ def _search_leaf(
             hit[n] = i
             n += (squared[i] <= limit) & (squared[i] > _SELF)
         if not complete and n <= limits[0]:
-            counts[:, base + t] = -1
+            counts[0, base + t] = -1
             continue
         if n > limits[0]:
             for i in range(n):
-                rounded[i] = np.rint(squared[hit[i]] * _TIES)
+                rounded[i] = _rounded(squared[hit[i]])
             n, largest = _keep_nearest(hit, rounded, n, limits[0], work)
-            if not complete and largest >= np.rint(limit * _TIES):
-                counts[:, base + t] = -1
+            if not complete and largest >= _rounded(limit):
+                counts[0, base + t] = -1
                 continue
         if dropout > 0.0:
             stream = np.int64(_scramble(np.uint64(seed + (t + 1) * GOLDEN)))
-            stream += w[0] * KEYS[1] + w[1] * KEYS[2] + w[2] * KEYS[3]
+            stream += w0 * KEYS[1] + w1 * KEYS[2] + w2 * KEYS[3]
             n = _drop(hit, n, dropout, stream, identity)
-        codes = _grown(codes, used + n * len(limits))
+        codes = _grown(codes, used + n * graphs)
         starts[0, base + t], counts[0, base + t] = used, n
         for i in range(n):
             codes[used + i] = candidates[hit[i]]
         used += n
-        if len(limits) == 1:
+        if graphs == 1:
             continue
         few = 0
         while few < min(widest, n):
             few = 0
+            # Halfway between two multiples of the resolution, so that neighbours that tie are in or out together.
+            within = (math.floor(nearby * _TIES) + 0.5) / _TIES
             for i in range(n):
                 near[few] = hit[i]
-                few += squared[hit[i]] <= nearby
+                few += squared[hit[i]] < within
             nearby *= 1.5
         for i in range(few):
-            rounded[i] = np.rint(squared[near[i]] * _TIES)
+            rounded[i] = _rounded(squared[near[i]])
         _rank(rounded, few, rank)
         for i in range(few):
             if rank[i] == widest - 1:
                 nearby = rounded[i] * (_NEARBY / _TIES)
-        for g in range(1, len(limits)):
+        for g in range(1, graphs):
             starts[g, base + t] = used
-            filtered = g == len(limits) - 1 and not tagged[base + t]
+            filtered = g == graphs - 1 and not tagged[base + t]
             for i in range(few):
                 code = candidates[near[i]]
                 codes[used] = code
@@ -331,48 +412,56 @@ def _search_targets(
     for i in range(total):
         arena[i] = first_image + i
     stack = [(0, len(targets), 0, total)]
-    reach = (radius + _MARGIN) ** 2
+    reach = (radius + _MARGIN) * (radius + _MARGIN)
     while stack:
         begin, end, list_begin, list_end = stack.pop()
         part = targets[begin:end]
-        low, high = _bounds(wrapped, part)
+        box = _bounding_box(wrapped, part)
         if end - begin < len(targets):
             arena = _grown(arena, 2 * list_end - list_begin)
             kept = list_end
             for i in range(list_begin, list_end):
-                outside = 0.0
-                for axis in range(3):
-                    x = places[arena[i], axis]
-                    beyond = max(low[axis] - x, x - high[axis], 0.0)
-                    outside += beyond * beyond
-                arena[kept] = arena[i]
-                kept += outside <= reach
+                image = arena[i]
+                arena[kept] = image
+                kept += _outside(places[image, 0], places[image, 1], places[image, 2], box) <= reach
             list_begin, list_end = list_end, kept
-        if end - begin <= _LEAF_ATOMS or (high - low).max() <= _LEAF_EXTENT * radius:
+        axis = _longest_axis(box)
+        if end - begin <= _LEAF_ATOMS or box[1, axis] - box[0, axis] <= _LEAF_EXTENT * radius:
             codes, used = _search_leaf(
                 part, arena[list_begin:list_end], images, positions, cell, base, wrap, limit, complete, limits, tagged,
                 seed, dropout, codes, used, starts, counts, floats, ints,
             )  # fmt: skip
         else:
-            middle = begin + _split(wrapped, part, low, high)
+            middle = begin + _split(wrapped, part, box, axis)
             stack.append((middle, end, list_begin, list_end))
             stack.append((begin, middle, list_begin, list_end))
     return codes, used
 
 
 @njit(cache=True, nogil=True)
-def _first_radius(fractional, reciprocal, volume, pbc, cutoff, limits):
+def _extents(fractional, reciprocal):
+    """(2, 3): spread of the fractional coordinates, and 1 / distance of the lattice planes, per axis."""
+    extents = np.empty((2, 3))
+    for axis in range(3):
+        low, high = np.inf, -np.inf
+        for n in range(len(fractional)):
+            low, high = min(low, fractional[n, axis]), max(high, fractional[n, axis])
+        extents[0, axis] = max(high - low, 0.0)
+        x, y, z = reciprocal[axis, 0], reciprocal[axis, 1], reciprocal[axis, 2]
+        extents[1, axis] = math.sqrt(x * x + y * y + z * z)
+    return extents
+
+
+@njit(cache=True, nogil=True)
+def _first_radius(natoms, extents, volume, pbc, cutoff, limits):
     """A radius that most atoms find enough neighbours in; the cutoff itself where that saves nothing."""
-    if len(limits) > 1 or fractional.shape[0] == 0:
+    if len(limits) > 1:
         return cutoff
     filled = volume
     for axis in range(3):
-        height = 1.0 / math.sqrt((reciprocal[axis] ** 2).sum())
-        extent = fractional[:, axis].max() - fractional[:, axis].min()
-        length = extent * height + _VACUUM
-        filled *= min(length, height) / height if pbc[axis] else length
-    density = fractional.shape[0] / filled
-    radius = (_GUESS * limits[0] / density * 0.75 / math.pi) ** (1.0 / 3.0)
+        length = extents[0, axis] + _VACUUM * extents[1, axis]
+        filled *= min(length, 1.0) if pbc[axis] else length
+    radius = (_GUESS * limits[0] * filled / natoms * 0.75 / math.pi) ** (1.0 / 3.0)
     return radius if radius < 0.8 * cutoff else cutoff
 
 
@@ -412,26 +501,29 @@ def search_batch(
         reduced, transform, reciprocal = lattices[0][b], lattices[1][b], lattices[2][b]
         if not _wrap(positions[begin:end], cells[b], pbc[b], transform, reciprocal, wrap, wrapped, fractional):
             return TOO_FAR, b, images, places, codes, starts, counts, wraps
+        if end == begin:
+            continue
         targets = np.arange(end - begin)
-        radius = _first_radius(fractional, reciprocal, lattices[3][b], pbc[b], cutoffs[b], limits[b])
+        extents = _extents(fractional, reciprocal)
+        radius = _first_radius(end - begin, extents, lattices[3][b], pbc[b], cutoffs[b], limits[b])
         while len(targets):
             reach = np.zeros(3, np.int64)
+            tests = float(end - begin)
             for axis in range(3):
                 if pbc[b, axis]:
-                    span = fractional[:, axis].max() - fractional[:, axis].min()
-                    radius_span = radius * math.sqrt((reciprocal[axis] ** 2).sum())
-                    reach[axis] = min(np.int64(span + radius_span + _MARGIN), 1_000_000)
-            if (2.0 * reach + 1.0).prod() * (end - begin) > _MAX_IMAGES:
+                    reach[axis] = np.int64(min(extents[0, axis] + radius * extents[1, axis] + _MARGIN, 1e6))
+                tests *= 2.0 * reach[axis] + 1.0
+            if tests > _MAX_IMAGES:
                 return TOO_MANY_IMAGES, b, images, places, codes, starts, counts, wraps
             offsets, shifts = _offset_table(reduced, transform, reach)
-            low, high = _bounds(wrapped, targets)
+            box = _bounding_box(wrapped, targets)
             first = count
             images, places, count = _list_images(
-                images, places, count, begin, wrap, wrapped, offsets, shifts, low, high, radius
+                images, places, count, begin, wrap, wrapped, offsets, shifts, box, radius
             )
             complete = radius >= cutoffs[b]
             limit = radius * radius
-            if not pbc[b].any():
+            if not (pbc[b, 0] or pbc[b, 1] or pbc[b, 2]):
                 limit = np.nextafter(limit, 0.0)
             codes, used = _search_targets(
                 targets, first, count, images, places, positions, cells[b], begin, wrap, wrapped, radius, limit,
@@ -439,6 +531,10 @@ def search_batch(
             )  # fmt: skip
             if complete:
                 break
-            targets = np.nonzero(counts[0, begin:end] < 0)[0]
+            left = 0
+            for t in range(end - begin):
+                targets[left] = t
+                left += counts[0, begin + t] < 0
+            targets = targets[:left]
             radius = min(cutoffs[b], 1.5 * radius)
     return OK, 0, images, places, codes, starts, counts, wraps

@@ -29,51 +29,61 @@ def _cross(a, b, out):
 
 
 @njit(cache=True, nogil=True)
-def _normalize(a):
-    a /= math.sqrt(max(_dot(a, a), 1e-300))
+def _unit_cross(a, b, out):
+    _cross(a, b, out)
+    length = math.sqrt(max(_dot(out, out), 1e-300))
+    out[0], out[1], out[2] = out[0] / length, out[1] / length, out[2] / length
 
 
 @njit(cache=True, nogil=True)
-def _reduce(reduced, transform, pbc):
-    """Subtract from each vector whole multiples of the others, their sum and difference, while it gets shorter."""
+def _shorten(cell, transform, i, j, k, first, second):
+    """Subtract whole multiples of first · row j + second · row k from row i; True if that made it shorter."""
+    step, shorter = np.empty(3), np.empty(3)
+    for x in range(3):
+        step[x] = first * cell[j, x] + second * cell[k, x]
+    multiple = np.rint(_dot(cell[i], step) / max(_dot(step, step), 1e-300))
+    if multiple == 0.0 or not abs(multiple) < _MULTIPLE:
+        return False
+    for x in range(3):
+        shorter[x] = cell[i, x] - multiple * step[x]
+    if not _dot(shorter, shorter) < _dot(cell[i], cell[i]) * (1 - 1e-9):
+        return False
+    for x in range(3):
+        cell[i, x] = shorter[x]
+        transform[i, x] -= np.int64(multiple) * (first * transform[j, x] + second * transform[k, x])
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _reduce(cell, transform, pbc):
     for _ in range(_SWEEPS):
         changed = False
         for i in range(3):
             j, k = (i + 1) % 3, (i + 2) % 3
             for first, second in _COMBINATIONS:
-                if not pbc[i] or (first != 0 and not pbc[j]) or (second != 0 and not pbc[k]):
-                    continue
-                step = first * reduced[j] + second * reduced[k]
-                multiple = np.rint(_dot(reduced[i], step) / max(_dot(step, step), 1e-300))
-                shorter = reduced[i] - multiple * step
-                if multiple == 0 or not abs(multiple) < _MULTIPLE:
-                    continue
-                if _dot(shorter, shorter) < _dot(reduced[i], reduced[i]) * (1 - 1e-9):
-                    reduced[i] = shorter
-                    transform[i] -= np.int64(multiple) * (first * transform[j] + second * transform[k])
-                    changed = True
+                if pbc[i] and (first == 0 or pbc[j]) and (second == 0 or pbc[k]):
+                    changed |= _shorten(cell, transform, i, j, k, first, second)
         if not changed:
             return
 
 
 @njit(cache=True, nogil=True)
 def _fill_open_rows(cell, pbc):
-    periodic = pbc.sum()
-    if periodic == 0:
-        cell[:] = np.eye(3)
-    elif periodic == 1:
-        row = np.argmax(pbc)
-        first, second = cell[(row + 1) % 3], cell[(row + 2) % 3]
-        helper = np.zeros(3)
-        helper[np.argmin(np.abs(cell[row]))] = 1.0
-        _cross(cell[row], helper, first)
-        _normalize(first)
-        _cross(cell[row], first, second)
-        _normalize(second)
-    elif periodic == 2:
-        row = np.argmin(pbc)
-        _cross(cell[(row + 1) % 3], cell[(row + 2) % 3], cell[row])
-        _normalize(cell[row])
+    """Unit vectors normal to the periodic rows and to each other take the place of the open rows."""
+    for row in range(3):
+        first, second = (row + 1) % 3, (row + 2) % 3
+        if pbc[row] and not pbc[first] and not pbc[second]:
+            smallest = 0
+            for x in range(1, 3):
+                smallest = x if abs(cell[row, x]) < abs(cell[row, smallest]) else smallest
+            helper = np.zeros(3)
+            helper[smallest] = 1.0
+            _unit_cross(cell[row], helper, cell[first])
+            _unit_cross(cell[row], cell[first], cell[second])
+        elif not pbc[row] and pbc[first] and pbc[second]:
+            _unit_cross(cell[first], cell[second], cell[row])
+    if not (pbc[0] or pbc[1] or pbc[2]):
+        cell[0, 0], cell[1, 1], cell[2, 2] = 1.0, 1.0, 1.0
 
 
 @njit(cache=True, nogil=True)
@@ -94,17 +104,22 @@ def reduce_cells(cells, pbc):
     transforms, volumes = np.empty((nstructures, 3, 3), np.int64), np.empty(nstructures)
     for b in range(nstructures):
         cell, transform, reciprocal = reduced[b], transforms[b], reciprocals[b]
-        transform[:] = np.eye(3, dtype=np.int64)
-        cell[:] = cells[b]
+        for i in range(3):
+            for x in range(3):
+                transform[i, x] = i == x
+                cell[i, x] = cells[b, i, x]
         _reduce(cell, transform, pbc[b])
         for i in range(3):
-            cell[i] = transform[i, 0] * cells[b, 0] + transform[i, 1] * cells[b, 1] + transform[i, 2] * cells[b, 2]
+            for x in range(3):
+                cell[i, x] = transform[i, 0] * cells[b, 0, x] + transform[i, 1] * cells[b, 1, x]
+                cell[i, x] += transform[i, 2] * cells[b, 2, x]
         _fill_open_rows(cell, pbc[b])
         for i in range(3):
             _cross(cell[(i + 1) % 3], cell[(i + 2) % 3], reciprocal[i])
         volume = _dot(cell[0], reciprocal[0])
         lengths = math.sqrt(_dot(cell[0], cell[0]) * _dot(cell[1], cell[1]) * _dot(cell[2], cell[2]))
         volumes[b] = abs(volume) if abs(volume) > _FLAT * lengths else 0.0
-        if volumes[b] > 0:
-            reciprocal /= volume
+        for i in range(3):
+            for x in range(3):
+                reciprocal[i, x] /= volume if volume != 0.0 else 1.0
     return reduced, transforms, reciprocals, volumes

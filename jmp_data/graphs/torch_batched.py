@@ -144,7 +144,7 @@ def _by_distance(squared: Tensor, target: Tensor, natoms: int) -> tuple[Tensor, 
         For each sorted place: the edge, its rank at its target, and the place where that target begins. As edges come
         sorted by target, place and edge have the same target.
     """
-    nearest_first = torch.argsort(torch.round(squared / TIE_RESOLUTION), stable=True)
+    nearest_first = torch.argsort(torch.floor(squared / TIE_RESOLUTION + 0.5), stable=True)
     order = nearest_first[torch.argsort(target[nearest_first], stable=True)]
     atoms = torch.arange(natoms, device=target.device)
     first = torch.searchsorted(target, atoms)[target]

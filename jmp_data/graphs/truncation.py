@@ -83,7 +83,7 @@ def nearest(squared: Array, target: Array, natoms: int, max_neighbors: int) -> n
     Returns:
         (nedges,) bool.
     """
-    rounded = np.rint(squared / TIE_RESOLUTION)
+    rounded = np.floor(squared / TIE_RESOLUTION + 0.5)
     by_distance = np.lexsort((rounded, target))
     counts = np.bincount(target, minlength=natoms)
     first = np.cumsum(counts) - counts
