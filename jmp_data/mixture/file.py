@@ -97,7 +97,10 @@ def _written_path(dataset: ShardDataset, name: str, folder: Path) -> str:
     path = str(getattr(dataset, "path", "") or "")
     if not path:
         raise ManifestError(f"data set {name} has no path, so the mixture cannot be saved; write it as shards first")
-    if "://" in path or Path(path).is_absolute():
+    if "://" in path:
+        return path
+    near = folder.absolute().parent
+    if not Path(path).absolute().is_relative_to(near):
         return path
     return Path(os.path.relpath(path, folder)).as_posix()
 

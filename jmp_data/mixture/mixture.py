@@ -183,8 +183,8 @@ class Mixture:
     def save(self, path: str | Path) -> Path:
         """Write the YAML file that `load` and `jmp train pretrain --mix` read.
 
-        Relative data set paths are written relative to the file's folder, so that both can move together. Index lists
-        go beside it, as `<file>.<data set>.exclude.npy` and `.include.npy`.
+        Data sets beside the file, below it or in its parent folder are named by relative paths, so that all can move
+        together; others by absolute ones. Index lists go beside the file, as `<file>.<data set>.exclude.npy` and `.include.npy`.
 
         Raises:
             ManifestError: a data set has no path.
