@@ -27,7 +27,7 @@ _COLUMN_CODES: dict[tuple[str, str, int], tuple[int, ...]] = {
     ("tags", "I", 1): (_TAG,),
     ("forces", "R", 3): (_FORCE, _FORCE + 1, _FORCE + 2),
 }
-_REQUIRED_CODES = sorted(code for codes in _COLUMN_CODES.values() for code in codes)
+_ALL_CODES = sorted(code for codes in _COLUMN_CODES.values() for code in codes)
 TRUE_WORDS = {b"T", b"True", b"TRUE", b"true", b"1"}
 FALSE_WORDS = {b"F", b"False", b"FALSE", b"false", b"0"}
 _ELEMENTS = {symbol: number for symbol, number in elements.items() if number > 0}  # X, a dummy, is 0
@@ -140,7 +140,9 @@ def _column_program(properties: bytes) -> Array:
     program: list[int] = []
     for name, kind, count in zip(words[::3], words[1::3], map(int, words[2::3]), strict=True):
         program.extend(_COLUMN_CODES.get((name, kind, count), (_SKIP,) * count))
-    if sorted(filter(None, program)) != _REQUIRED_CODES:
+    # ASE leaves move_mask out where nothing is fixed.
+    implied = [] if _MASK in program else [_MASK]
+    if sorted([*filter(None, program), *implied]) != _ALL_CODES:
         wanted = ":".join(f"{name}:{kind}:{count}" for name, kind, count in _COLUMN_CODES)
         raise FrameError(f"Properties={text} must hold each column of {wanted} once", 2)
     return np.array(program, np.int64)

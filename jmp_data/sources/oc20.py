@@ -81,8 +81,9 @@ def _find_sets(raw: Path) -> dict[str, Path]:
     """Set name → the folder with its numbered files; the published folders are doubled (`name/name/`)."""
     found: dict[str, Path] = {}
     for folder, _, files in walk_folders(raw):
-        name = folder.name.removeprefix("s2ef_")
-        if folder.name == name or name not in (*TRAIN_SETS, *VALIDATION_SETS):
+        published = folder.absolute().name  # the raw folder itself may be one, given as a relative path
+        name = published.removeprefix("s2ef_")
+        if published == name or name not in (*TRAIN_SETS, *VALIDATION_SETS):
             continue
         if any(_NUMBERED.fullmatch(file) for file in files):
             if name in found:

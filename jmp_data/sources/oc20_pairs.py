@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,8 +83,8 @@ class _Systems:
     malformed: set[int]
 
     @classmethod
-    def parse(cls, lines: list[bytes], systems_file: str, frames_file: str) -> _Systems:
-        prefix = "/".join(PurePosixPath(frames_file).parts[-2:]).encode()
+    def parse(cls, lines: list[bytes], systems_file: str, name: str) -> _Systems:
+        prefix = name.encode()
         source_ids: list[bytes] = []
         energies = np.full(len(lines), np.nan)
         malformed: set[int] = set()
@@ -112,8 +112,9 @@ def read_pair(raw: Path, frames_file: str, systems_file: str, schema: Schema) ->
         systems_file: `N.txt.xz`, relative to it.
         schema: energy, forces and reference_energy.
     """
-    systems = _Systems.parse(_read_systems(raw / systems_file), systems_file, frames_file)
-    content = read_xz(raw / frames_file)
+    path = (raw / frames_file).absolute()
+    systems = _Systems.parse(_read_systems(raw / systems_file), systems_file, f"{path.parent.name}/{path.name}")
+    content = read_xz(path)
     if content.state == "corrupt":
         # What came out before the error may be wrong too: the check sum stands at the end of the stream.
         for row in range(len(systems.lines)):

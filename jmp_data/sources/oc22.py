@@ -73,7 +73,7 @@ class OC22:
     def read(self, raw: Path, part: Part) -> Iterator[Item]:
         """Records in key order; one that cannot be decoded or lacks a label is quarantined."""
         start, stop = part.selection
-        file = "/".join(PurePosixPath(part.files[0]).parts[-2:])
+        file = f"{part.split}/{PurePosixPath(part.files[0]).name}"
         with open_lmdb(raw / part.files[0]) as records:
             for first in range(start, stop, RECORDS_PER_BLOCK):
                 gathered = _Gathered()
@@ -88,13 +88,13 @@ def _find_splits(raw: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for folder, _, files in walk_folders(raw):
         databases = [folder / name for name in files if name.endswith(".lmdb")]
-        if folder.parent.name != FOLDER or not databases:
+        published = folder.absolute()  # the raw folder itself may be one, given as a relative path
+        split = published.name
+        if published.parent.name != FOLDER or not databases:
             continue
-        if folder.name in found:
-            raise RawFileError(
-                f"oc22: found {found[folder.name][0].parent} and {folder}; remove one, or point --raw at one"
-            )
-        found[folder.name] = databases
+        if split in found:
+            raise RawFileError(f"oc22: found {found[split][0].parent} and {folder}; remove one, or point --raw at one")
+        found[split] = databases
     if not any(split in found for split in SPLITS):
         raise MissingFileError(
             f"oc22: no {FOLDER}/train, val_id or val_ood folder with *.lmdb files below {raw}; "

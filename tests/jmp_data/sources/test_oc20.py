@@ -146,6 +146,23 @@ def test_headers_in_another_order_and_other_columns(tmp_path: Path) -> None:
     assert structure.energy == -2.5
 
 
+def test_a_frame_without_move_mask_has_nothing_fixed(tmp_path: Path) -> None:
+    frame = (
+        GOLDEN_FRAMES.split("\n1\n")[0].replace("move_mask:L:1:", "").replace("  F  ", "").replace("  T  ", "") + "\n"
+    )
+    write_pair(tmp_path / "s2ef_val_id", 0, frame, "random1,frame1,0.25\n")
+    structure = read_split("oc20", tmp_path, "val_id").block.structure(0)
+    assert not structure.fixed.any()
+    assert structure.tags.tolist() == [0, 1, 2]
+
+
+def test_the_folder_of_the_pairs_itself_will_do(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(archive)
+    outcome = read_split("oc20", Path(), "train")
+    assert survivors(outcome) == list(range(20))
+    assert all(name.startswith("s2ef_train_200K/0.extxyz.xz#") for name in outcome.ids)
+
+
 def test_nan_forces_pass_through_to_validation(archive: Path) -> None:
     def change(lines: list[str]) -> None:
         row = headers(lines)[3] + 1

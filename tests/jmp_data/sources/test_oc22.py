@@ -225,3 +225,10 @@ def test_other_lmdbs_are_not_taken(tmp_path: Path) -> None:
         demo.write_lmdb(path, [pickled(fields())])
     with pytest.raises(MissingFileError, match="jmp-data download oc22"):
         get_source("oc22").splits(tmp_path)
+
+
+@pytest.mark.parametrize("below", ["", "data/oc22/s2ef-total", "data/oc22/s2ef-total/train"])
+def test_any_folder_above_the_files_will_do(tmp_path: Path, below: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_records(tmp_path, [pickled(fields())])
+    monkeypatch.chdir(tmp_path / "s2ef_total_train_val_test_lmdbs" / below)
+    assert read_split("oc22", Path(), "train").ids == ["train/data.0001.lmdb#0:11385/146"]
