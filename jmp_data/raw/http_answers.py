@@ -111,7 +111,7 @@ def read_answer(
                 f"asked for byte {start}, the server answered with {match[0] if match else 'no range'}"
             )
         total = None if match[3] == "*" else int(match[3])
-        if start and state is not None and (state.etag != etag or _differ(state.total, total)):
+        if start and state is not None and (_differ(state.etag, etag) or _differ(state.total, total)):
             raise WrongContentError("the file changed on the server while a part of it was here")
     if total == 0:
         raise TransientError("the server sent an empty file")
@@ -161,5 +161,6 @@ def _retry_after(value: str | None) -> float | None:
         return None
 
 
-def _differ(first: int | None, second: int | None) -> bool:
+def _differ(first: object, second: object) -> bool:
+    """Whether two statements contradict each other; one that was not made contradicts nothing."""
     return first is not None and second is not None and first != second
