@@ -93,7 +93,11 @@ def progress(label: str, total: int | None, unit: str = "") -> Iterator[Callable
         )
         with bar:
             task = bar.add_task(label, total=total, note="")
-            yield lambda count, note="": bar.update(task, advance=count, note=note)
+
+            def update(count: int, note: str = "") -> None:
+                bar.update(task, advance=count, note=note)
+
+            yield update
         return
     start = last = time.monotonic()
     done = 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from jmp_cli import data_build, data_fetch, data_look, data_mix
-from jmp_cli.console import run_app
+from . import data_build, data_fetch, data_look, data_mix
+from .console import run_app
 
 app = typer.Typer(
     name="jmp-data",

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from jmp_cli.console import EXIT_BAD_INPUT, EXIT_DAMAGED_RAW, err, fail, out, print_json, print_table, progress
 from jmp_data.build import (
     BuildSettings,
     PartDone,
@@ -22,6 +21,8 @@ from jmp_data.build import (
 from jmp_data.build.plan import SplitBuild
 from jmp_data.errors import ManifestError
 from jmp_data.shards.integrity import find_datasets, verify_dataset
+
+from .console import EXIT_BAD_INPUT, EXIT_DAMAGED_RAW, err, fail, out, print_json, print_table, progress
 
 
 def register(app: typer.Typer) -> None:
@@ -118,7 +119,9 @@ def build(
         for note in planned.notes:
             err.print(f"note: {planned.source}/{planned.split}: {note}", markup=False)
     engine = choose_engine(workers=workers or _cores(), scheduler=scheduler)
-    done = list(run_finalize(builds, engine)) if finalize else _run(builds, engine, share)
+    finished = list(run_finalize(builds)) if finalize else _run(builds, engine, share)
+    planned_order = [planned.dataset for planned in builds]
+    done = sorted(finished, key=lambda entry: planned_order.index(entry.dataset))
     if as_json:
         print_json([_as_json(entry) for entry in done])
     elif done:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jmp_cli.console import out, print_json, print_table, progress
+from .console import out, print_json, print_table, progress
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +35,12 @@ def demo_raw(
             directory, seed=seed, scale=scale, progress=lambda name, done, total: advance(1, f"{name} {done}/{total}")
         )
     if as_json:
-        print_json(summary)
+        print_json(dataclasses.asdict(summary))
         return
-    print_table("Demo archives", ["archive", "structures"], [[n, c] for n, c in summary.structures.items()])
+    rows = [
+        [archive.name, split, count, archive.labels, "reused" if archive.reused else ""]
+        for archive in summary.archives
+        for split, count in archive.structures.items()
+    ]
+    print_table("Demo archives", ["archive", "split", "structures", "labels", ""], rows)
     out.print(f"written to {directory}", markup=False)

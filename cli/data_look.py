@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from jmp_cli.console import out, print_facts, print_json, print_table, progress
 from jmp_data.manifests import load_manifest
 from jmp_data.shards import ShardDataset, open_dataset
 from jmp_data.shards.integrity import find_datasets
 from jmp_data.sources import source_names
+
+from .console import out, print_facts, print_json, print_table, progress
 
 
 def register(app: typer.Typer) -> None:

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from jmp_cli.console import out, print_json, print_table
 from jmp_data.errors import ManifestError
 from jmp_data.shards.integrity import find_datasets
 from jmp_data.shards.manifest import MANIFEST_NAME
+
+from .console import out, print_json, print_table
 
 
 def register(app: typer.Typer) -> None:
@@ -42,7 +43,7 @@ def mix(
     from jmp_data.mixture import Mixture
     from jmp_data.shards import open_dataset
 
-    datasets = {}
+    datasets: dict[str, str] = {}
     for directory in directories:
         path = directory if "://" in directory else str(_train_folder(Path(directory)))
         name = open_dataset(path).name
@@ -57,6 +58,17 @@ def mix(
             {"mixture": str(output), "temperature": temperature, "epoch_size": mixture.epoch_size, "datasets": rows}
         )
         return
-    columns = list(rows[0]) if rows else []
-    print_table(f"Mixture at T = {temperature:g}", columns, [list(row.values()) for row in rows])
+    table = [
+        [
+            row["dataset"],
+            f"{row['structures']:,}",
+            f"{row['share']:.4f}",
+            f"{row['probability']:.4f}",
+            f"{row['repeats']:.4f}",
+            f"{row['samples']:,}",
+        ]
+        for row in rows
+    ]
+    columns = ["data set", "structures", "share", "probability", "repeats", "structures an epoch"]
+    print_table(f"Mixture at T = {temperature:g}", columns, table)
     out.print(f"one epoch: {mixture.epoch_size:,} structures; written to {output}", markup=False)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from jmp_cli import model_tools, model_train
-from jmp_cli.console import run_app
+from . import model_tools, model_train
+from .console import run_app
 
 app = typer.Typer(
     name="jmp",

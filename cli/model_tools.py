@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from jmp_cli.console import EXIT_BAD_INPUT, fail, out, print_json, print_table
+from .console import EXIT_BAD_INPUT, fail, out, print_json, print_table
 
 _TOLERANCE = {"float64": 1e-9, "float32": 2e-5}
 

@@ -19,6 +19,7 @@ Result = TypeVar("Result")
 
 _RESTARTS_WITHOUT_PROGRESS = 3
 _QUEUED_PER_WORKER = 4
+_CONNECT_SECONDS = 30
 
 
 class BuildError(JmpDataError, RuntimeError):
@@ -54,6 +55,9 @@ class ProcessEngine:
         Raises:
             BuildError: workers die again and again without finishing a job.
         """
+        if len(jobs) == 1:  # a pool would only cost its start
+            yield from SerialEngine().run(function, jobs)
+            return
         left = dict(enumerate(jobs))
         restarts = 0
         while left:
@@ -109,7 +113,7 @@ class DaskEngine:
         from dask.distributed import Client, as_completed
 
         try:
-            client = Client(self.address, timeout="30s")
+            client = Client(self.address, timeout=_CONNECT_SECONDS)
         except (OSError, TimeoutError) as error:
             raise BuildError(f"no Dask scheduler answers at {self.address} ({error})") from error
         with client:

@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from jmp_data.build.engines import SerialEngine
 from jmp_data.build.finalize import finalize
 from jmp_data.build.lock import lock_targets
 from jmp_data.build.part import convert_part
 from jmp_data.build.plan import SplitBuild, plan_split
 from jmp_data.build.raw_files import RawLedger
+from jmp_data.build.run import digest_raw_files
 from jmp_data.build.settings import BuildSettings
 from jmp_data.errors import ManifestError, RawFileError
 from jmp_data.shards.dataset import open_dataset
@@ -69,8 +69,6 @@ def repair_dataset(dataset: Path, raw: Path, damage: Sequence[Damage]) -> int:
             convert_part(job)
         ledger = RawLedger(build.dataset, build.raw)
         ledger.changed({name for job in build.jobs for name in job.part.files})
-        undigested = ledger.undigested(name for job in build.jobs for name in job.part.files)
-        found = SerialEngine().run(lambda name: digest_file(build.raw / name), undigested)
-        ledger.record({undigested[number]: digest for number, digest in found})
+        digest_raw_files(build, ledger)
         finalize(build, ledger)
     return len(jobs)

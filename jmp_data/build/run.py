@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -17,7 +18,7 @@ from jmp_data.build.plan import SplitBuild
 from jmp_data.build.raw_files import RawLedger
 from jmp_data.build.settings import PartJob
 from jmp_data.shards.formats import digest_file
-from jmp_data.shards.manifest import DatasetManifest, FileDigest
+from jmp_data.shards.manifest import DatasetManifest
 from jmp_data.shards.staging import PartRecord, load_part, part_folder
 
 
@@ -50,7 +51,7 @@ class SplitDone:
         dataset: its folder.
         manifest: its manifest.
         bytes: size of its shards.
-        seconds: time since the build began.
+        seconds: time since the build began or the split before was finished.
         damaged_files: messages about raw files that are damaged themselves.
     """
 
@@ -62,6 +63,7 @@ class SplitDone:
 
 
 Progress: TypeAlias = Callable[[PartDone], None]
+_DIGEST_THREADS = 4  # hashing releases the interpreter lock; more would only seek
 
 
 def _drop_stale(build: SplitBuild, ledger: RawLedger) -> None:
@@ -71,43 +73,47 @@ def _drop_stale(build: SplitBuild, ledger: RawLedger) -> None:
             shutil.rmtree(part_folder(job.dataset, job.key), ignore_errors=True)
 
 
-def _digest_raw(task: tuple[Path, str]) -> FileDigest:
-    return digest_file(task[0] / task[1])
-
-
 def _done(build: SplitBuild, record: PartRecord, *, reused: bool) -> PartDone:
     structures = sum(shard.structures for shard in record.shards)
     quarantined = sum(record.quarantined.values())
     return PartDone(build.source, build.split, structures, quarantined, reused, record.damaged_files)
 
 
-def _convert(builds: Sequence[SplitBuild], jobs: Sequence[PartJob], engine: Engine, progress: Progress) -> None:
-    build_of = {build.dataset: build for build in builds}
+def _convert(jobs: Sequence[tuple[SplitBuild, PartJob]], engine: Engine, progress: Progress) -> Iterator[SplitBuild]:
+    """Convert what is missing; yields the split of each job as it is done."""
     todo = []
-    for job in jobs:
+    for build, job in jobs:
         record = load_part(job.dataset, job.key)
         if record is None:
-            todo.append(job)
+            todo.append((build, job))
         else:
-            progress(_done(build_of[job.dataset], record, reused=True))
-    for number, record in engine.run(convert_part, todo):
-        progress(_done(build_of[todo[number].dataset], record, reused=False))
+            progress(_done(build, record, reused=True))
+            yield build
+    for number, record in engine.run(convert_part, [job for _, job in todo]):
+        progress(_done(todo[number][0], record, reused=False))
+        yield todo[number][0]
 
 
 def run_build(builds: Sequence[SplitBuild], engine: Engine, progress: Progress) -> Iterator[SplitDone]:
-    """Build all splits, one after the other; yields each when it is a finished data set.
+    """Build all splits; each becomes a data set, and is yielded, as soon as its last part is done.
 
     Raises:
         TargetLockedError: another build is at work on one of the folders.
         JmpDataError: bad input that cannot be set aside; finished parts are kept.
     """
     with lock_targets([build.dataset for build in builds]):
+        start = time.monotonic()
+        ledgers = {build.dataset: RawLedger(build.dataset, build.raw) for build in builds}
         for build in builds:
-            start = time.monotonic()
-            ledger = RawLedger(build.dataset, build.raw)
-            _drop_stale(build, ledger)
-            _convert([build], build.jobs, engine, progress)
-            yield _finish(build, ledger, engine, start)
+            _drop_stale(build, ledgers[build.dataset])
+        left = {build.dataset: len(build.jobs) for build in builds}
+        yield from (_finish(build, ledgers[build.dataset], start) for build in builds if not build.jobs)
+        jobs = [(build, job) for build in builds for job in build.jobs]
+        for done in _convert(jobs, engine, progress):
+            left[done.dataset] -= 1
+            if left[done.dataset] == 0:
+                yield _finish(done, ledgers[done.dataset], start)
+                start = time.monotonic()
 
 
 def run_array_part(builds: Sequence[SplitBuild], part: tuple[int, int], engine: Engine, progress: Progress) -> None:
@@ -121,11 +127,12 @@ def run_array_part(builds: Sequence[SplitBuild], part: tuple[int, int], engine: 
     """
     number, total = part
     with lock_targets([build.dataset for build in builds], shared=True):
-        jobs = [job for build in builds for job in build.jobs]
-        _convert(builds, jobs[number - 1 :: total], engine, progress)
+        jobs = [(build, job) for build in builds for job in build.jobs]
+        for _ in _convert(jobs[number - 1 :: total], engine, progress):
+            pass
 
 
-def run_finalize(builds: Sequence[SplitBuild], engine: Engine) -> Iterator[SplitDone]:
+def run_finalize(builds: Sequence[SplitBuild]) -> Iterator[SplitDone]:
     """Assemble all splits after the jobs of an array are done.
 
     Raises:
@@ -136,16 +143,20 @@ def run_finalize(builds: Sequence[SplitBuild], engine: Engine) -> Iterator[Split
             start = time.monotonic()
             ledger = RawLedger(build.dataset, build.raw)
             ledger.changed({name for job in build.jobs for name in job.part.files})
-            yield _finish(build, ledger, engine, start)
+            yield _finish(build, ledger, start)
 
 
-def _finish(build: SplitBuild, ledger: RawLedger, engine: Engine, start: float) -> SplitDone:
+def digest_raw_files(build: SplitBuild, ledger: RawLedger) -> None:
+    """Complete the ledger with the digests of all raw files of a split."""
     names = ledger.undigested(name for job in build.jobs for name in job.part.files)
-    digests = {
-        names[number]: digest for number, digest in engine.run(_digest_raw, [(build.raw, name) for name in names])
-    }
-    if digests:
-        ledger.record(digests)
+    if names:
+        with ThreadPoolExecutor(_DIGEST_THREADS) as pool:
+            digests = pool.map(digest_file, [build.raw / name for name in names])
+            ledger.record(dict(zip(names, digests, strict=True)))
+
+
+def _finish(build: SplitBuild, ledger: RawLedger, start: float) -> SplitDone:
+    digest_raw_files(build, ledger)
     manifest = finalize(build, ledger)
     nbytes = sum(digest.bytes for shard in manifest.shards for digest in shard.files.values())
     damaged = [message for job in build.jobs for message in _damaged(job)]

@@ -78,9 +78,9 @@ def test_a_job_array_gives_the_same_bytes(raw: Path, tmp_path: Path) -> None:
     for number in (3, 1):
         run_array_part(builds, (number, 3), engine, lambda done: None)
     with pytest.raises(ShardError, match="not built yet"):
-        list(run_finalize(builds, engine))
+        list(run_finalize(builds))
     run_array_part(builds, (2, 3), engine, lambda done: None)
-    list(run_finalize(builds, engine))
+    list(run_finalize(builds))
     assert tree(tmp_path / "whole") == tree(tmp_path / "array")
 
 

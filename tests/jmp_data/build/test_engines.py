@@ -1,6 +1,5 @@
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -57,7 +56,7 @@ def test_a_killed_worker_costs_only_its_job_in_flight(tmp_path: Path) -> None:
 
 def test_workers_that_always_die_end_the_build_with_advice() -> None:
     with pytest.raises(BuildError, match="fewer --workers"):
-        list(ProcessEngine(1).run(die, [0]))
+        list(ProcessEngine(1).run(die, [0, 1]))
 
 
 def test_dask_runs_the_jobs_and_survives_a_killed_worker(scheduler, tmp_path: Path) -> None:
@@ -68,8 +67,7 @@ def test_dask_runs_the_jobs_and_survives_a_killed_worker(scheduler, tmp_path: Pa
     assert dict(engine.run(die_once, [str(tmp_path / "job")])) == {0: "job"}
 
 
-def test_no_scheduler_is_one_clear_error() -> None:
-    start = time.monotonic()
+def test_no_scheduler_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jmp_data.build.engines._CONNECT_SECONDS", 1)
     with pytest.raises(BuildError, match="no Dask scheduler"):
         list(DaskEngine("tcp://127.0.0.1:9").run(square, [1]))
-    assert time.monotonic() - start < 60
