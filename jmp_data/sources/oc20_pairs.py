@@ -39,7 +39,7 @@ def count_systems(path: Path) -> int:
 def _read_systems(path: Path) -> list[bytes]:
     content = read_xz(path)
     if content.state != "whole":
-        raise RawFileError(f"{content.message} (without it no frame of the pair can be identified)")
+        raise RawFileError(f"{path}: {content.message} (without it no frame of the pair can be identified)")
     text = content.text.rstrip()
     return text.split(b"\n") if text else []
 
@@ -118,7 +118,7 @@ def read_pair(raw: Path, frames_file: str, systems_file: str, schema: Schema) ->
     if content.state == "corrupt":
         # What came out before the error may be wrong too: the check sum stands at the end of the stream.
         for row in range(len(systems.lines)):
-            yield systems.quarantine(row, "corrupt_file", content.message, damaged=True)
+            yield systems.quarantine(row, "corrupt_file", f"{frames_file}: {content.message}", damaged=True)
         return
     yield from _Pair.match(frames_file, content, systems).read(schema)
 
@@ -199,7 +199,7 @@ class _Pair:
         found = f"{len(self.index)} frames found for {num_lines} lines of {self.systems.file}"
         if self.cut:
             reason = "truncated_file"
-            message = f"{self.content.message or f'{self.file}: the text ends inside a frame'}; {found}"
+            message = f"{self.file}: {self.content.message or 'the text ends inside a frame'}; {found}"
         else:
             reason, message = "pair_mismatch", f"{self.file}: {found}, so which frame this line names is not certain"
         for row in np.setdiff1d(np.arange(num_lines), self.lines).tolist():

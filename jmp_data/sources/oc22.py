@@ -158,12 +158,13 @@ class _Gathered:
 
 def _read_record(records: LmdbRecords, file: str, key: int, gathered: _Gathered) -> Quarantined | None:
     source_id = f"{file}#{key}"
+    where = f"{file}: record {key}"  # quarantine files must not depend on where the raw folder lies
     try:
         payload = records.read(key)
     except RawFileError as error:
-        return Quarantined(source_id, "missing_record", str(error), damaged_file=True)
+        return Quarantined(source_id, "missing_record", str(error).replace(str(records.path), file), damaged_file=True)
     try:
-        values = load_record(payload, where=records.where(key))
+        values = load_record(payload, where=where)
     except UnsafePickleError as error:
         return Quarantined(source_id, "unsafe_pickle", str(error), payload.hex())
     except RawFileError as error:
@@ -172,8 +173,7 @@ def _read_record(records: LmdbRecords, file: str, key: int, gathered: _Gathered)
     try:
         gathered.records.append(_check_record(values, source_id))
     except ValueError as error:
-        message = f"{records.where(key)}: {error}"
-        return Quarantined(source_id, "malformed_record", message, json.dumps(values, default=_as_json))
+        return Quarantined(source_id, "malformed_record", f"{where}: {error}", json.dumps(values, default=_as_json))
     return None
 
 

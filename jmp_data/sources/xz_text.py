@@ -21,7 +21,7 @@ class XzText:
     Attributes:
         text: the unpacked bytes; all that came before the cut in a truncated file.
         state: `corrupt` where the check sums or the stream itself are wrong: then no part of the text can be trusted.
-        message: what is wrong with the file, naming it; empty where it is whole.
+        message: what is wrong with the file, without its name; empty where it is whole.
     """
 
     text: bytes
@@ -55,8 +55,8 @@ def read_xz(path: Path) -> XzText:
             if size > MAX_BYTES:
                 raise RawFileError(f"{path}: unpacks to more than {MAX_BYTES >> 30} GiB, so it is no published file")
     except lzma.LZMAError as error:
-        return XzText(b"".join(pieces), "corrupt", f"{path}: corrupt xz stream ({error}); get the file again")
+        return XzText(b"".join(pieces), "corrupt", f"corrupt xz stream ({error}); get the file again")
     text = b"".join(pieces)
     if not decompressor.eof:
-        return XzText(text, "truncated", f"{path}: xz stream ends after {len(packed)} bytes; get the file again")
+        return XzText(text, "truncated", f"xz stream ends after {len(packed)} bytes; get the file again")
     return XzText(text)

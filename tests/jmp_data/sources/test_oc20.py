@@ -259,6 +259,7 @@ def test_a_truncated_xz_keeps_what_is_readable(archive: Path, keep: float) -> No
     assert survivors(outcome) == list(range(len(outcome.block)))
     assert all(item.damaged_file for item in outcome.quarantined)
     assert {item.reason for item in outcome.quarantined} <= {"truncated_file", "malformed_frame"}
+    assert all(item.message.startswith("s2ef_train_200K/s2ef_train_200K/0.extxyz.xz: ") for item in outcome.quarantined)
     assert keep < 0.9 or len(outcome.block) > 10
 
 
