@@ -1,13 +1,10 @@
 """Checkpoints: a folder that holds everything needed to go on, to fine-tune or to predict, readable without this code.
 
-    model.safetensors      weights and scale factors, live
-    average.safetensors    averaged weights, by parameter name
-    optimizer.safetensors  moments as `<moment>/<parameter>`, and the random state
-    state.json             format version, model configuration, tasks, references and normalisers, position of the
-                           data stream, fingerprint of its mixture, run configuration, digests of the other files
-
-The folder is written under another name and renamed when it is complete, so a half-written one is never taken for whole.
-Nothing in it is a pickle. Sharded parameters are stored whole: the number of ranks may change between runs.
+model.safetensors      weights and scale factors, live
+average.safetensors    averaged weights, by parameter name
+optimizer.safetensors  moments as `<moment>/<parameter>`, and the random state
+state.json             version, model configuration, tasks, references and normalisers, position of the data stream,
+                       fingerprint of its mixture, run configuration, digests of the other files
 """
 
 from __future__ import annotations

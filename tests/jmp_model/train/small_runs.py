@@ -82,6 +82,7 @@ def small_config(mix: Path, out: Path, *overrides: str, steps: int = 6) -> Pretr
             "data.batch_size=4",
             "optimizer.peak_lr=0.003",
             "scale_batches=4",
+            "checkpoint.every_steps=100",
             "hardware.accelerator=cpu",
             "hardware.devices=1",
             "data.graphs={metals: {cutoff: 4.0, max_neighbors: 12}, molecules: {cutoff: 5.0}}",

@@ -116,8 +116,8 @@ def test_validation_comes_first_after_each_epoch_and_last(mix: Path, tmp_path: P
 
 
 def test_training_lowers_the_errors(mix: Path, tmp_path: Path) -> None:
-    result = pretrain(small_config(mix, tmp_path / "run", "data.edge_dropout=0", "data.batch_size=8", steps=120))
-    assert sum(result.losses[-10:]) < 0.8 * sum(result.losses[:10])
+    result = pretrain(small_config(mix, tmp_path / "run", "data.edge_dropout=0", "data.batch_size=8", steps=60))
+    assert sum(result.losses[-10:]) < 0.9 * sum(result.losses[:10])
     for task in ("molecules", "metals"):
         assert result.after[task]["force_mae"] < result.before[task]["force_mae"]
 
@@ -170,7 +170,7 @@ def test_resuming_a_finished_run_does_nothing(mix: Path, tmp_path: Path) -> None
 def test_weights_can_be_taken_over(mix: Path, tmp_path: Path, whole_run) -> None:
     watcher = Interrupt(0, lambda: None)
     result = pretrain(small_config(mix, tmp_path / "run", f"init_from={whole_run.out}", steps=1), watcher=watcher)
-    assert result.before == pytest.approx(whole_run.after)
+    assert result.before == whole_run.after
     assert not any("scale" in message for message in watcher.messages)
 
 
