@@ -30,6 +30,7 @@ _CLASSES = {
     "transition1x": "jmp_data.sources.transition1x:Transition1x",
     "qm9": "jmp_data.sources.qm9:QM9",
     "rmd17": "jmp_data.sources.rmd17:RMD17",
+    "matbench": "jmp_data.sources.matbench:MatBench",
     "spice": "jmp_data.sources.spice:Spice",
     "md22": "jmp_data.sources.md22:MD22",
 }
