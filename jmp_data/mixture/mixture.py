@@ -184,7 +184,8 @@ class Mixture:
         """Write the YAML file that `load` and `jmp train pretrain --mix` read.
 
         Data sets beside the file, below it or in its parent folder are named by relative paths, so that all can move
-        together; others by absolute ones. Index lists go beside the file, as `<file>.<data set>.exclude.npy` and `.include.npy`.
+        together; others by absolute ones. Index lists go beside the file, as `<file>.<data set>.exclude.npy` and
+        `.include.npy`.
 
         Raises:
             ManifestError: a data set has no path.

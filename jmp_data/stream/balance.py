@@ -65,27 +65,32 @@ def deal(cost: Floats, order: Ints, world_size: int, equal_counts: bool, ranks: 
 
 
 @numba.njit(cache=True, nogil=True)
-def _deal_steps(cost: Floats, bounds: Ints, world_size: int, ranks: npt.NDArray[np.int32]) -> None:
+def _deal_steps(
+    cost: Floats, order: Ints, bounds: Ints, world_size: int, equal_counts: bool, ranks: npt.NDArray[np.int32]
+) -> None:
     for step in range(len(bounds) - 1):
         start, stop = bounds[step], bounds[step + 1]
-        order = np.argsort(-cost[start:stop], kind="mergesort")
-        deal(cost[start:stop], order, world_size, True, ranks[start:stop])
+        deal(cost[start:stop], order[start:stop] - start, world_size, equal_counts, ranks[start:stop])
 
 
-def balance_equal_counts(cost: Floats, bounds: Ints, world_size: int) -> npt.NDArray[np.int32]:
-    """Ranks of fixed-size batches.
+def share_out(cost: Floats, bounds: Ints, world_size: int, *, equal_counts: bool) -> npt.NDArray[np.int32]:
+    """Ranks of the structures of several global batches.
 
     Args:
         cost: (n,) work of each structure.
         bounds: (num_steps + 1,) step s holds the structures from bounds[s] to bounds[s + 1].
         world_size: number of ranks.
+        equal_counts: in each step the counts of the ranks differ by at most one; otherwise only the work counts.
 
     Returns:
-        (n,) int32 rank of each structure; in each step the counts of the ranks differ by at most one.
+        (n,) int32 rank of each structure.
     """
     ranks = np.zeros(len(cost), np.int32)
     if world_size > 1:
-        _deal_steps(np.ascontiguousarray(cost, np.float64), np.ascontiguousarray(bounds, np.int64), world_size, ranks)
+        bounds = np.ascontiguousarray(bounds, np.int64)
+        cost = np.ascontiguousarray(cost, np.float64)
+        heaviest_first = np.lexsort((-cost, np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))))
+        _deal_steps(cost, heaviest_first, bounds, world_size, equal_counts, ranks)
     return ranks
 
 

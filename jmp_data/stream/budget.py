@@ -15,7 +15,7 @@ Policies at the edges:
 * A step never has fewer structures than ranks.
 * A last step of less than half the structures of the one before it shares evenly with it.
 * Where the last structures of an epoch cannot be cut into two steps that give every rank one, they are one step, the
-  only one in which a rank may get two structures that exceed its budget together.
+  only one in which several structures on one rank may exceed its budget together.
 
 Planning looks at atom counts only and costs about a microsecond a structure; resuming needs the position alone.
 """
@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jmp_data.mixture import Mixture
-from jmp_data.stream.balance import deal
+from jmp_data.stream.balance import deal, share_out
 from jmp_data.stream.dataset_order import Ints
 from jmp_data.stream.epoch_order import CHAPTER_SAMPLES, EpochOrder, Samples
 from jmp_data.stream.steps import check_enough
@@ -146,10 +146,8 @@ class BudgetCuts:
 
     def assign(self, samples: Samples, bounds: Ints) -> npt.NDArray[np.int32]:
         """See `Steps.assign`."""
-        ranks = np.zeros(len(samples), np.int32)
-        if self.world_size > 1:
-            _share(self.weigh(samples), self.limits * self.world_size, bounds, self.world_size, ranks)
-        return ranks
+        cost = _costs(self.weigh(samples), self.limits * self.world_size)
+        return share_out(cost, bounds, self.world_size, equal_counts=False)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -160,14 +158,6 @@ def _costs(weights: Ints, budgets: Ints) -> npt.NDArray[np.float64]:
         for c in range(len(budgets)):
             cost[i] = max(cost[i], weights[i, c] / budgets[c])
     return cost
-
-
-@numba.njit(cache=True, nogil=True)
-def _share(weights: Ints, budgets: Ints, bounds: Ints, world_size: int, ranks: npt.NDArray[np.int32]) -> None:
-    for step in range(len(bounds) - 1):
-        start, stop = bounds[step], bounds[step + 1]
-        cost = _costs(weights[start:stop], budgets)
-        deal(cost, np.argsort(-cost, kind="mergesort"), world_size, False, ranks[start:stop])
 
 
 @numba.njit(cache=True, nogil=True)

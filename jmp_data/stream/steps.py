@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jmp_data.errors import ManifestError, StateMismatchError
-from jmp_data.stream.balance import CostModel, balance_equal_counts
+from jmp_data.stream.balance import CostModel, share_out
 from jmp_data.stream.epoch_order import Samples
 
 Ints = npt.NDArray[np.int64]
@@ -32,7 +32,7 @@ class Steps(Protocol):
         """Steps of the epoch, the same on every rank."""
 
     def stops(self, step: int, position: int, at_least: int) -> Ints:
-        """Ends of the next steps, from `step` at `position` on, covering `at_least` samples or all the rest."""
+        """Ends of the next steps, from `step` at `position` on: as many as fill about `at_least` samples."""
 
     def assign(self, samples: Samples, bounds: Ints) -> npt.NDArray[np.int32]:
         """(n,) rank of each sample; step s holds the samples from bounds[s] to bounds[s + 1]."""
@@ -103,4 +103,4 @@ class FixedCuts:
     def assign(self, samples: Samples, bounds: Ints) -> npt.NDArray[np.int32]:
         """See `Steps.assign`."""
         cost = samples.natoms if self.cost is None else self.cost(samples.natoms)
-        return balance_equal_counts(np.asarray(cost, np.float64), bounds, self.world_size)
+        return share_out(np.asarray(cost, np.float64), bounds, self.world_size, equal_counts=True)
