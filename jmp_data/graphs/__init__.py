@@ -2,6 +2,15 @@
 
 from jmp_data.graphs.attach import attach_graphs
 from jmp_data.graphs.batched import FourGraphs, batch_four_graphs, batch_radius_graph, four_graphs
+from jmp_data.graphs.codec import (
+    PackedEdges,
+    PackedFourGraphs,
+    pack_edges,
+    pack_four_graphs,
+    unpack_edges,
+    unpack_four_graphs,
+)
+from jmp_data.graphs.nested import nest_graphs
 from jmp_data.graphs.radius_graph import Edges, RadiusGraph, radius_graph
 from jmp_data.graphs.settings import GRAPH_NAMES, MOLECULE, PERIODIC, GraphSettings
 
@@ -12,10 +21,17 @@ __all__ = [
     "Edges",
     "FourGraphs",
     "GraphSettings",
+    "PackedEdges",
+    "PackedFourGraphs",
     "RadiusGraph",
     "attach_graphs",
     "batch_four_graphs",
     "batch_radius_graph",
     "four_graphs",
+    "nest_graphs",
+    "pack_edges",
+    "pack_four_graphs",
     "radius_graph",
+    "unpack_edges",
+    "unpack_four_graphs",
 ]

@@ -106,7 +106,7 @@ def batch_four_graphs(
     """
     from jmp_data.graphs.compiled import search_edges
 
-    positions, cell, pbc, ptr = _check_batch(positions, cell, pbc, natoms)
+    positions, cell, pbc, ptr = check_batch(positions, cell, pbc, natoms)
     each = [settings] * len(pbc) if isinstance(settings, GraphSettings) else list(settings)
     if len(each) != len(pbc):
         raise InvalidStructureError(f"{len(each)} graph settings for {len(pbc)} structures", "shape")
@@ -148,7 +148,7 @@ def batch_radius_graph(
     check_cutoff(cutoff)
     if max_neighbors is not None:
         check_max_neighbors(max_neighbors)
-    positions, cell, pbc, ptr = _check_batch(positions, cell, pbc, natoms)
+    positions, cell, pbc, ptr = check_batch(positions, cell, pbc, natoms)
     return RadiusGraph(*search_radius_graph(positions, cell, pbc, ptr, float(cutoff), max_neighbors))
 
 
@@ -170,7 +170,12 @@ def tagged_atoms(tags: Any, ptr: Array, settings: Sequence[GraphSettings]) -> np
     return tagged
 
 
-def _check_batch(positions: Any, cell: Any, pbc: Any, natoms: Any) -> tuple[Array, Array, Array, Array]:
+def check_batch(positions: Any, cell: Any, pbc: Any, natoms: Any) -> tuple[Array, Array, Array, Array]:
+    """Arrays of a batch as the kernel wants them, and the pointers to the first atom of each structure.
+
+    Raises:
+        InvalidStructureError: misshapen or non-finite arrays; the message says which structure.
+    """
     natoms = np.asarray(natoms, np.int64)
     positions = np.ascontiguousarray(positions, np.float64)
     pbc = np.ascontiguousarray(pbc, np.bool_)

@@ -1,4 +1,4 @@
-"""Turn what the compiled search found into edge arrays of the right size."""
+"""Compiled loops over edge arrays: from what the search found, and from and to stored columns."""
 
 # mypy: disable-error-code="no-untyped-def"
 # Numba infers the types.
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from numba import njit
 
 
@@ -43,3 +44,45 @@ def edge_lengths(positions, cells, ptr, edge_index, cell_offsets, lengths):
             delta = (positions[s, axis] - positions[t, axis]) + shift
             squared += delta * delta
         lengths[e] = math.sqrt(squared)
+
+
+@njit(cache=True, nogil=True)
+def unpack(local_source, neighbor_counts, offsets, ptr, edge_index, cell_offsets):
+    """Fill edge_index and cell_offsets from packed columns; False where the counts do not add up."""
+    source, target = edge_index[0], edge_index[1]
+    e = 0
+    for b in range(len(ptr) - 1):
+        for t in range(ptr[b], ptr[b + 1]):
+            end = e + np.int64(neighbor_counts[t])
+            if end > len(local_source):
+                return False
+            while e < end:
+                source[e], target[e] = ptr[b] + np.int64(local_source[e]), t
+                if source[e] >= ptr[b + 1]:
+                    return False
+                cell_offsets[e, 0], cell_offsets[e, 1], cell_offsets[e, 2] = offsets[e, 0], offsets[e, 1], offsets[e, 2]
+                e += 1
+    return e == len(local_source)
+
+
+@njit(cache=True, nogil=True)
+def mark_members(edge_index, cell_offsets, some_edge_index, some_cell_offsets, bit, membership):
+    """Set a bit of `membership` (nedges,) for each edge that is also in the shorter list, both in the same order.
+
+    Returns:
+        How many edges of the shorter list were found.
+    """
+    found, wanted = 0, some_edge_index.shape[1]
+    for e in range(len(membership)):
+        if found == wanted:
+            break
+        if (
+            edge_index[0, e] == some_edge_index[0, found]
+            and edge_index[1, e] == some_edge_index[1, found]
+            and cell_offsets[e, 0] == some_cell_offsets[found, 0]
+            and cell_offsets[e, 1] == some_cell_offsets[found, 1]
+            and cell_offsets[e, 2] == some_cell_offsets[found, 2]
+        ):
+            membership[e] |= bit
+            found += 1
+    return found

@@ -71,14 +71,14 @@ def canonical_order(source: Array, target: Array, cell_offsets: Array) -> npt.ND
     return np.lexsort(keys)
 
 
-def nearest(squared: Array, target: Array, natoms: int, max_neighbors: int) -> npt.NDArray[np.bool_]:
+def nearest(squared: Array, target: Array, natoms: int, max_neighbors: int | Array) -> npt.NDArray[np.bool_]:
     """Mark the `max_neighbors` nearest edges of every target.
 
     Args:
         squared: (nedges,) Å², edges in canonical order.
         target: (nedges,) integer, ascending.
         natoms: number of target atoms.
-        max_neighbors: edges kept per target.
+        max_neighbors: edges kept per target; or (nedges,), the limit at the target of each edge.
 
     Returns:
         (nedges,) bool.
@@ -89,7 +89,8 @@ def nearest(squared: Array, target: Array, natoms: int, max_neighbors: int) -> n
     first = np.cumsum(counts) - counts
     rank = np.empty(len(target), np.int64)
     rank[by_distance] = np.arange(len(target)) - first[target]
-    return rank < max_neighbors
+    kept: npt.NDArray[np.bool_] = rank < max_neighbors
+    return kept
 
 
 def check_geometry(positions: Any, cell: Any, pbc: Any) -> tuple[Array, Array, Array]:
