@@ -31,6 +31,7 @@ _CLASSES = {
     "qm9": "jmp_data.sources.qm9:QM9",
     "rmd17": "jmp_data.sources.rmd17:RMD17",
     "matbench": "jmp_data.sources.matbench:MatBench",
+    "qmof": "jmp_data.sources.qmof:QMOF",
     "spice": "jmp_data.sources.spice:Spice",
     "md22": "jmp_data.sources.md22:MD22",
 }

@@ -17,10 +17,10 @@ _ATOMS_PER_BLOCK = 65_536
 
 @dataclass(slots=True)
 class CrystalGatherer:
-    """Gathers crystals; every target of the schema is one number a crystal.
+    """Gathers crystals; every target of the schema is a number, for each crystal or for each of its atoms.
 
     Attributes:
-        schema: targets, all at the level of structures.
+        schema: targets.
     """
 
     schema: Schema
@@ -30,7 +30,7 @@ class CrystalGatherer:
     _num_atoms: int = 0
 
     def add(self, crystal: Crystal, targets: Mapping[str, Any], source_id: str) -> Iterator[Block]:
-        """Take a crystal in; yields a block when there are enough."""
+        """Take a crystal in, with all targets of the schema by name; yields a block when there are enough."""
         self._crystals.append(crystal)
         self._targets.append(targets)
         self._source_ids.append(source_id.encode())
@@ -49,7 +49,8 @@ class CrystalGatherer:
             "pbc": np.stack([crystal.pbc for crystal in self._crystals]),
         }
         for target in self.schema.targets:
-            columns[target.name] = np.array([targets[target.name] for targets in self._targets], target.dtype)
+            values = [targets[target.name] for targets in self._targets]
+            columns[target.name] = np.concatenate(values) if target.level == "atom" else np.array(values, target.dtype)
         natoms = np.array([len(crystal.atomic_numbers) for crystal in self._crystals])
         yield Block.from_columns(self.schema, natoms, np.array(self._source_ids), columns)
         self._crystals, self._targets, self._source_ids, self._num_atoms = [], [], [], 0
