@@ -1,0 +1,69 @@
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jmp_data.stream.shared_arrays import read_arrays, receive, send, write_arrays
+
+ARRAYS = {
+    "floats": np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32),
+    "bools": np.array([True, False, True]),
+    "empty": np.zeros((0, 3)),
+    "scalar": np.array(7),
+}
+
+
+def test_arrays_arrive_as_they_were_and_can_be_written():
+    header, descriptor = write_arrays(ARRAYS)
+    mapped = read_arrays(header, descriptor)
+    os.close(descriptor)
+    for name, array in ARRAYS.items():
+        assert mapped[name].dtype == array.dtype
+        assert np.array_equal(mapped[name], array)
+    mapped["floats"] += 1.0
+    assert np.array_equal(mapped["floats"], ARRAYS["floats"] + 1.0)
+
+
+def open_descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_no_descriptor_stays_open():
+    before = open_descriptors()
+    kept = []
+    for _ in range(50):
+        header, descriptor = write_arrays(ARRAYS)
+        kept.append(read_arrays(header, descriptor))
+        os.close(descriptor)
+    assert open_descriptors() == before
+    assert np.array_equal(kept[0]["floats"], ARRAYS["floats"]), "while the memory is still there"
+
+
+def test_memory_is_unmapped_with_its_last_array():
+    def mappings():
+        return Path("/proc/self/maps").read_text().count("jmp-data")
+
+    header, descriptor = write_arrays(ARRAYS)
+    part = read_arrays(header, descriptor)["floats"][3:5]
+    os.close(descriptor)
+    held = mappings()
+    assert held >= 1
+    del part
+    assert mappings() == held - 1
+
+
+def test_messages_carry_descriptors_and_tell_when_the_other_side_is_gone():
+    ours, theirs = socket.socketpair()
+    header, descriptor = write_arrays(ARRAYS)
+    send(ours, {"header": header}, descriptor)
+    send(ours, "plain")
+    os.close(descriptor)
+    message, received = receive(theirs)
+    assert np.array_equal(read_arrays(message["header"], received)["bools"], ARRAYS["bools"])
+    os.close(received)
+    assert receive(theirs) == ("plain", None)
+    ours.close()
+    with pytest.raises(EOFError):
+        receive(theirs)
