@@ -2,9 +2,9 @@
 
 Edges come sorted by target, so targets are stored as one count per atom. Sources are numbered within their structure,
 and take one byte in structures of up to 256 atoms; cell offsets take one byte per axis. Each column is as wide as its
-block of structures needs: an atom far outside its cell or a structure of thousands of atoms widens it and loses nothing.
-Of the four graphs only the widest is stored edge by edge; the others are its subsets and cost one bit each in one byte
-an edge. Distances and vectors follow from the positions and are not stored.
+block of structures needs: an atom far outside its cell or a structure of thousands of atoms widens it, and nothing is
+lost. Of the four graphs only the widest is stored edge by edge; the others are its subsets and cost one bit each in one
+byte an edge. Distances and vectors follow from the positions and are not stored.
 """
 
 from __future__ import annotations
