@@ -97,6 +97,11 @@ def count_images(case: Case) -> float:
     return float(np.prod(2 * reach + 1))
 
 
+def nearness(edge: tuple[int, int, tuple[int, ...], float]) -> tuple[int, int, tuple[int, ...]]:
+    """What truncation sorts by; squared distances are multiples of 2⁻⁸, so rounding to 2⁻¹⁴ never parts equal ones."""
+    return round(edge[3] * 2**14), edge[1], edge[2]
+
+
 def brute_force(case: Case) -> list[tuple[int, int, tuple[int, ...], float]]:
     """(target, source, cell offset, squared distance) of every edge, in canonical order, truncated."""
     cell = np.where(case.pbc[:, None], case.cell, 0.0)
@@ -123,6 +128,6 @@ def brute_force(case: Case) -> list[tuple[int, int, tuple[int, ...], float]]:
         return edges
     kept = []
     for target in range(len(case.positions)):
-        own = sorted((e for e in edges if e[0] == target), key=lambda e: (round(e[3], 6), e[1], e[2]))
+        own = sorted((e for e in edges if e[0] == target), key=nearness)
         kept += sorted(own[: case.max_neighbors])
     return kept

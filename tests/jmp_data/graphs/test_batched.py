@@ -19,7 +19,7 @@ from jmp_data.graphs import (
     radius_graph,
 )
 from tests.jmp_data.graphs.batches import PARITY, Batch, assert_same_graphs, batches, parity_batch
-from tests.jmp_data.graphs.structures import Case, brute_force
+from tests.jmp_data.graphs.structures import Case, brute_force, nearness
 from tests.shared import needs_shared
 
 
@@ -63,7 +63,7 @@ def test_subsets_of_brute_force(batch: Batch) -> None:
         for name in GRAPH_NAMES:
             for target in range(natoms):
                 own = [e for e in edges if e[0] == target]
-                near = sorted(own, key=lambda e: (round(e[3], 6), e[1], e[2]))[: getattr(s, name)]
+                near = sorted(own, key=nearness)[: getattr(s, name)]
                 for edge in sorted(near):
                     ends = batch.tags[first + edge[1]], batch.tags[first + target]
                     if name != "qint" or any(tag in s.qint_tags for tag in ends):
