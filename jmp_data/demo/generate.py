@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ DESCRIPTION = "demo.json"
 _FORMAT = 1  # raise it when the same seed and scale would give other structures
 _NOTE = "Synthetic demo data in the published layout of this data set. It holds no structure of the data set itself."
 _MOST_WORKERS = 8
+# Workers already fill the cores. NumPy reads these when it is loaded, before an initializer could set them, and a
+# worker of two threads diagonalises the small matrices of an optimiser thirty times slower.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -125,9 +130,10 @@ def _make_archives(
     made: dict[str, ArchiveSummary] = {}
     done = dict.fromkeys((plan.name for plan in plans), 0)
     totals = {plan.name: sum(item.structures for item in plan.calculations) for plan in plans}
-    pool = ProcessPoolExecutor(_count_workers(), get_context("spawn"), _use_one_thread)
+    pool = ProcessPoolExecutor(_count_workers(), get_context("spawn"), _end_with_parent)
     try:
-        futures = {plan.name: [pool.submit(item) for item in plan.calculations] for plan in plans}
+        with _environment(_ONE_THREAD):  # the first submission starts all workers
+            futures = {plan.name: [pool.submit(item) for item in plan.calculations] for plan in plans}
         origins = {future: (plan, index) for plan in plans for index, future in enumerate(futures[plan.name])}
         for future in as_completed(origins):
             plan, index = origins[future]
@@ -178,6 +184,28 @@ def _count_workers() -> int:
     return min(os.cpu_count() or 1, _MOST_WORKERS)
 
 
-def _use_one_thread() -> None:
-    """Keep every worker on its own core; the libraries below tblite read these when they are first loaded."""
-    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the processes that start meanwhile."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _end_with_parent() -> None:
+    """Keep a worker from outliving its parent, which may be killed."""
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

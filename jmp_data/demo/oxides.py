@@ -60,7 +60,7 @@ def _relax_one(system: int, random: np.random.Generator) -> list[LabelledFrame]:
 
 
 def _build_slab(formula: str, random: np.random.Generator) -> Atoms:
-    """Cut the usual facet of an oxide and mark the lower half of the slab as bulk."""
+    """Cut a facet on which GFN1-xTB converges and mark the lower half of the slab as bulk."""
     crystal_cell, miller, layers, repeat = _CRYSTALS[formula.removesuffix("+Zn")]
     slab = surface(crystal_cell(), miller, layers, vacuum=_VACUUM, periodic=True) * repeat
     if formula.endswith("+Zn"):
@@ -76,11 +76,15 @@ def _rutile() -> Atoms:
     return crystal(["Ti", "O"], sites, spacegroup=136, cellpar=[4.594, 4.594, 2.959, 90, 90, 90])
 
 
+def _antifluorite() -> Atoms:
+    return crystal(["Li", "O"], [(0.25, 0.25, 0.25), (0, 0, 0)], spacegroup=225, cellpar=[4.62, 4.62, 4.62, 90, 90, 90])
+
+
 _Crystal = tuple[Callable[[], Atoms], tuple[int, int, int], int, tuple[int, int, int]]
 _CRYSTALS: dict[str, _Crystal] = {  # cell, facet, layers of cells, repeats
     "MgO": (lambda: bulk("MgO", "rocksalt", a=4.21, cubic=True), (0, 0, 1), 1, (2, 1, 1)),
     "ZnO": (lambda: bulk("ZnO", "wurtzite", a=3.25, c=5.21), (1, 0, 0), 2, (2, 1, 1)),
-    "BeO": (lambda: bulk("BeO", "wurtzite", a=2.70, c=4.38), (1, 0, 0), 2, (2, 1, 1)),
-    "TiO2": (_rutile, (1, 1, 0), 2, (1, 1, 1)),
+    "Li2O": (_antifluorite, (1, 1, 0), 1, (1, 1, 1)),
+    "TiO2": (_rutile, (0, 0, 1), 2, (1, 1, 1)),
 }
-_BULKS = ("MgO", "MgO+Zn", "ZnO", "BeO", "TiO2")
+_BULKS = ("MgO", "MgO+Zn", "ZnO", "Li2O", "TiO2")

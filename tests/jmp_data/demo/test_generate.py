@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +63,22 @@ def test_a_complete_archive_is_reused_and_a_damaged_or_different_one_is_remade(t
     assert [archive.reused for archive in write_demo_raw(tmp_path).archives] == [True, False]
     assert [archive.reused for archive in write_demo_raw(tmp_path, seed=9).archives] == [False, False]
     assert (tmp_path / "one/inner/sums.txt").read_text() == "9 10 11"
+
+
+def test_workers_run_one_thread_and_the_environment_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(directory: Path, results: Sequence[str | None]) -> dict[str, int]:
+        assert list(results) == ["1", "1"]
+        return {"train": 2}
+
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    calculations = tuple(Calculation(os.getenv, (name,), 1) for name in names)
+    monkeypatch.setattr(generate, "plan_archives", lambda *_: (ArchivePlan("one", "", False, calculations, write),))
+    monkeypatch.setenv(names[0], "7")
+    monkeypatch.delenv(names[1], raising=False)
+    write_demo_raw(tmp_path)
+    assert [os.environ.get(name) for name in names] == ["7", None]
 
 
 def test_an_interrupted_archive_has_no_name_and_the_finished_one_is_kept(
