@@ -26,7 +26,9 @@ from jmp_data.demo.molecules import CONFORMER_MOLECULES, HELD_OUT_MOLECULE, samp
 from jmp_data.demo.reactions import HYDROGEN_SHIFTS
 from jmp_data.demo.surfaces import relax_adsorbates
 
-tblite = pytest.importorskip("tblite.ase")
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("OMP_NUM_THREADS", "1")  # read when tblite is loaded; its threads crawl on a busy machine
+    tblite = pytest.importorskip("tblite.ase")
 
 STEP = 0.01  # Å
 FORCE_TOLERANCE = 5e-3  # eV/Å; self-consistent cycles stop at about 1e-5 eV, and 1e-5 / 0.01 is 1e-3
