@@ -7,6 +7,7 @@ Workers are started as fresh interpreters, neither forked (compressors and threa
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import selectors
@@ -52,7 +53,8 @@ class _Worker:
                 env={**os.environ, **_ONE_THREAD, "PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
             )
-        send(self.connection, setup_header, setup_memory)
+        with contextlib.suppress(OSError):  # killed already; seen when something is to be received
+            send(self.connection, setup_header, setup_memory)
         self.in_hand: OrderedDict[int, None] = OrderedDict()
 
     def end(self) -> str:
