@@ -185,7 +185,7 @@ def _members(path: Path, wanted: Collection[int]) -> Iterator[tuple[int, bytes]]
     try:
         with tarfile.open(path, "r:*") as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # it would keep a record of each of 133,885 files
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep a record of each of 133,885 files
                 match = _MEMBER.fullmatch(member.name)
                 if match is None or not member.isfile():
                     continue

@@ -2,7 +2,7 @@
 
 A radius graph leaves out pairs without a distance, which here are the worst of all. So pairs are compared one by one,
 each through the image that rounding its fractional coordinates finds. That image is the nearest one if the limit is
-below half of every height of the cell; structures in thinner cells take the radius graph too, which looks at all images.
+below half of every height of the cell; structures in thinner cells take the radius graph too, for it sees all images.
 """
 
 from __future__ import annotations

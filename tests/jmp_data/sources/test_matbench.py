@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pymatgen.core import Structure
+from pymatgen.core import Lattice, Structure
 
 from jmp_data.errors import RawFileError
 from jmp_data.sources import get_source, matbench
@@ -98,6 +98,18 @@ def test_elements_do_not_come_from_labels(tmp_path: Path) -> None:
     got = collect(MatBench(part="mp_gap"), tmp_path, "fold0_test")
     assert got.block.atomic_numbers.tolist() == [11, 17, 8]
     assert MatBench(part="mp_gap").schema["gap_pbe"].unit == "eV"
+
+
+def test_unwrapped_atoms_and_a_rotated_cell_stay_as_they_are(tmp_path: Path) -> None:
+    """Fractions outside 0 to 1 are not folded back, and a cell in any orientation, even a left-handed one, is kept."""
+    angle = np.radians(37.0)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    cell = np.diag([4.0, 5.0, -6.0]) @ turn.T
+    crystal = Structure(Lattice(cell), ["Na", "Cl"], [[1.25, -0.5, 0.0], [0.5, 2.5, -1.75]])
+    write_matbench(tmp_path, "mp_gap", "gap pbe", [(crystal, 1.0)] * 5)
+    structure = collect(MatBench(part="mp_gap"), tmp_path, "fold0_test").block.structure(0)
+    np.testing.assert_allclose(structure.cell, cell, rtol=1e-6)
+    np.testing.assert_allclose(structure.positions, [[1.25, -0.5, 0.0], [0.5, 2.5, -1.75]] @ cell, atol=1e-5)
 
 
 def test_what_no_record_can_hold_is_quarantined(tmp_path: Path) -> None:
