@@ -80,7 +80,7 @@ def write_demo_raw(
     Args:
         directory: the demo folder; made if missing.
         seed: of every random choice.
-        scale: share of the usual 4,500 structures; the systems themselves stay the same size.
+        scale: share of the usual 5,100 structures; the systems themselves stay the same size.
         progress: called with archive, structures done and structures in all, whenever some are finished.
 
     Returns:

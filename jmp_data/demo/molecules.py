@@ -35,7 +35,7 @@ _TEMPERATURES = (200.0, 1200.0)  # K
 _MD_TEMPERATURE = 500.0  # K
 _MD_TIMESTEP = 1.0  # fs
 _MD_FRICTION = 0.02  # 1/fs
-_MD_STRIDE = 6
+_MD_STRIDE = 5
 _MD_WARM_UP = 300  # steps, not kept
 _WAVENUMBER = 200 * np.pi * units._c / units.s  # angular frequency of 1 cm⁻¹ in ASE's unit of time
 
