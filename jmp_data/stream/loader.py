@@ -24,16 +24,16 @@ import numpy as np
 from jmp_data.errors import ManifestError
 from jmp_data.mixture import Mixture
 from jmp_data.stream.balance import CostModel
-from jmp_data.stream.budget import BudgetCuts, Weigher
 from jmp_data.stream.collate import collate
 from jmp_data.stream.columns import batch_columns
 from jmp_data.stream.edges import GraphBuilder, GraphChoice, attach, geometry_of
 from jmp_data.stream.epoch_order import CHAPTER_SAMPLES, ORDER_VERSION, EpochOrder
 from jmp_data.stream.gather import gather
+from jmp_data.stream.limits import MAX_NEIGHBORS, BatchLimits
 from jmp_data.stream.pool import WorkerPool
 from jmp_data.stream.reading import BlockFetcher, BlocksAhead, PoolFetcher, ThreadFetcher, columns_of_datasets
 from jmp_data.stream.state import StreamPosition, pack_state, unpack_state
-from jmp_data.stream.steps import FixedCuts, Steps
+from jmp_data.stream.steps import Steps
 from jmp_data.stream.worker import BuildGraphs, WorkerSetup
 
 if TYPE_CHECKING:
@@ -41,13 +41,9 @@ if TYPE_CHECKING:
 
     from jmp_data.shards.dataset import ShardDataset
 
-BATCH_SIZE = 32
 WINDOW_BLOCKS = 32
 BATCHES_PER_WORKER = 2
 """Batches whose graphs are being built ahead of the one that is wanted."""
-
-MAX_NEIGHBORS = 30
-"""Neighbours of the main graph where no graph settings say otherwise."""
 
 
 class StreamLoader:
@@ -105,14 +101,10 @@ class StreamLoader:
         prefetch_blocks: int | None = None,
     ) -> None:
         self.mixture = mixture if isinstance(mixture, Mixture) else Mixture.single(mixture)
-        if batch_size is None and max_atoms is None and max_edges is None:
-            batch_size = BATCH_SIZE
-        self.batch_size, self.max_atoms, self.max_edges = batch_size, max_atoms, max_edges
+        self.limits = BatchLimits(batch_size, max_atoms, max_edges, world_size)
         self.seed, self.rank, self.world_size, self.shuffle = seed, rank, world_size, shuffle
-        for name in ("batch_size", "max_atoms", "max_edges", "world_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ManifestError(f"{name} is {value}; it must be at least 1")
+        if not 0 <= rank < world_size:
+            raise ManifestError(f"rank {rank} must lie between 0 and world_size - 1 = {world_size - 1}")
         if num_workers < 0:
             raise ManifestError(f"num_workers is {num_workers}; 0 loads in this process")
         if not 0 <= rank < world_size:
@@ -169,17 +161,12 @@ class StreamLoader:
             "seed": self.seed,
             "shuffle": self.shuffle,
             "window_blocks": self._window_blocks,
-            **self._global_limits,
+            **self.limits.of_all_ranks,
             "datasets": {
                 m.name: [_short(m.dataset.fingerprint, m.selection.fingerprint), m.samples if self.shuffle else m.size]
                 for m in self.mixture
             },
         }
-
-    @property
-    def _global_limits(self) -> dict[str, int]:
-        limits = {"batch_size": self.batch_size, "max_atoms": self.max_atoms, "max_edges": self.max_edges}
-        return {f"global_{name}": limit * self.world_size for name, limit in limits.items() if limit is not None}
 
     def _epoch_plan(self, epoch: int) -> tuple[EpochOrder, Steps]:
         """The order of an epoch and its cuts; the last one asked for is kept."""
@@ -187,15 +174,9 @@ class StreamLoader:
             order = EpochOrder(
                 self.mixture, seed=self.seed, epoch=epoch, window_blocks=self._window_blocks, shuffle=self.shuffle
             )
-            self._plan = order, self._steps(order)
+            neighbors = MAX_NEIGHBORS if self._graphs is None else self._graphs.main_neighbors
+            self._plan = order, self.limits.cut(order, self.mixture, cost=self._cost, neighbors=neighbors)
         return self._plan
-
-    def _steps(self, order: EpochOrder) -> Steps:
-        if self.max_atoms is None and self.max_edges is None:
-            return FixedCuts(order.size, (self.batch_size or BATCH_SIZE) * self.world_size, self.world_size, self._cost)
-        neighbors = MAX_NEIGHBORS if self._graphs is None else self._graphs.main_neighbors
-        weigh = Weigher(self.mixture, self.batch_size, self.max_atoms, self.max_edges, neighbors)
-        return BudgetCuts(order, weigh.limits, weigh, self.world_size)
 
     def __iter__(self) -> Iterator[Batch]:
         place, self._resume = self._resume, StreamPosition(self.epoch)

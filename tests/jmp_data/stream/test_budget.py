@@ -118,10 +118,10 @@ def test_oc20_budgets_are_filled_and_balanced():
     mixture = Mixture.single(IndexDataset("oc20", np.full(150, 400), natoms))
     reference = None
     for world_size in (1, 8, 64):
-        _, _, stops, samples, ranks = plan(mixture, world_size, max_atoms=38400 // world_size)
+        _, _, stops, samples, ranks = plan(mixture, world_size, max_atoms=64_000 // world_size)
         atoms, _ = rank_loads(samples, stops, ranks, world_size)
-        assert atoms.max() <= 38400 // world_size
-        assert atoms[:-2].sum() / (38400 * (len(stops) - 3)) > 0.95
+        assert atoms.max() <= 64_000 // world_size
+        assert atoms[:-2].sum() / (64_000 * (len(stops) - 3)) > 0.95
         assert (atoms.max(axis=1) / atoms.mean(axis=1)).max() <= 1.05
         assert reference is None or stops == reference
         reference = stops

@@ -12,6 +12,7 @@ from jmp_data.errors import ManifestError, ShardError, StateMismatchError
 from jmp_data.mixture import Mixture, Subset
 from jmp_data.schema import Block, Field, Schema
 from jmp_data.stream import StreamLoader, epoch_order, loader
+from jmp_data.stream.budget import ROOM
 from tests.jmp_data.stream.memory_dataset import make_dataset
 from tests.jmp_data.stream.mixtures import identities, mixtures, owed_visits
 
@@ -77,7 +78,7 @@ def test_global_batches_are_the_same_for_every_number_of_ranks(mixture, global_b
 @settings(max_examples=30, deadline=None)
 def test_budgeted_global_batches_are_the_same_for_every_number_of_ranks(mixture, budget):
     largest = max(int(member.dataset.natoms.max()) for member in mixture)
-    worlds = [w for w in (1, 2, 3, 4, 5, 6, 8, 12) if budget % w == 0 and budget // w >= 2 * largest]
+    worlds = [w for w in (1, 2, 3, 4, 5, 6, 8, 12) if budget % w == 0 and budget // w >= ROOM * largest]
     worlds = [w for w in worlds if w <= mixture.epoch_size]
     plans = [global_batches(mixture, {"max_atoms": budget // w}, w) for w in worlds]
     assert all(plan == plans[0] for plan in plans)
