@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from jmp_data.errors import ManifestError
 
+CONFIG_FILE = "config.yaml"
+"""The resolved configuration, in the run folder."""
+
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -164,6 +167,7 @@ def load_pretrain_config(
     recipe: str | Path | None = None,
     *,
     overrides: Sequence[str] = (),
+    resume: bool = False,
     **values: Any,
 ) -> PretrainConfig:
     """Read a recipe and apply what the command line says.
@@ -172,6 +176,7 @@ def load_pretrain_config(
         recipe: a YAML file, or the name of one that ships with the package; by default `pretrain_tiny` for the tiny
             model and `pretrain` for the others.
         overrides: `key=value` with dotted keys and YAML values, such as `optimizer.peak_lr=1e-3`; the last word.
+        resume: start from the configuration that the run in `out` saved, instead of a recipe.
         **values: top-level fields such as `mix`, `out` and `model`; those that are None are left alone. `steps` and
             `epochs` go to the schedule.
 
@@ -179,6 +184,8 @@ def load_pretrain_config(
         ManifestError: no such recipe, an unknown key or a value out of range.
     """
     given = {key: value for key, value in values.items() if value is not None}
+    if resume and recipe is None and "out" in given:
+        recipe = Path(given["out"]) / CONFIG_FILE
     if recipe is None:
         recipe = "pretrain_tiny" if given.get("model") == "tiny" else "pretrain"
     settings = read_recipe(recipe)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -13,6 +14,12 @@ def whole(tensor: Tensor) -> Tensor:
     if isinstance(detached, DTensor):
         detached = detached.full_tensor()
     return detached.cpu()
+
+
+def reshard(module: nn.Module) -> None:
+    """Let go of gathered parameters: after a forward pass without a backward pass, the outermost ones stay whole."""
+    if isinstance(module, FSDPModule):
+        module.reshard()
 
 
 @torch.no_grad()

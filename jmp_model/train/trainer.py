@@ -19,7 +19,7 @@ from jmp_model.train.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from jmp_model.train.config import PretrainConfig, save_config
+from jmp_model.train.config import CONFIG_FILE, PretrainConfig, save_config
 from jmp_model.train.data import split_batch
 from jmp_model.train.distributed import build_fabric
 from jmp_model.train.metrics import TaskSums
@@ -34,7 +34,6 @@ from jmp_model.train.stopping import StopRequest
 from jmp_model.train.timing import Clock
 from jmp_model.train.validate import validate
 
-CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
 
 
@@ -173,6 +172,7 @@ class _Loop:
             return
         with run.step.average.applied(run.module), self._clock.paused():
             sums = validate(
+                run.module,
                 run.step.forward,
                 run.validation,
                 fabric=run.fabric,

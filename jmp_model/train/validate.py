@@ -11,11 +11,13 @@ from torch import nn
 from jmp_data import StreamLoader
 from jmp_model.train.losses import LossWeights, select_task, structure_losses
 from jmp_model.train.metrics import TaskSums, task_sums
+from jmp_model.train.sharding import reshard
 from jmp_model.train.targets import TargetNormalizer
 
 
 @torch.no_grad()
 def validate(
+    module: nn.Module,
     forward: nn.Module,
     streams: Sequence[tuple[int, StreamLoader]],
     *,
@@ -26,7 +28,8 @@ def validate(
     """Evaluate all validation splits; collective.
 
     Args:
-        forward: the model as set up by Fabric, holding the weights to evaluate.
+        module: the bare model, holding the weights to evaluate.
+        forward: the same, as set up by Fabric.
         streams: task and loader of each split; the loaders of the ranks share each split.
         fabric: device and ranks.
         normalizer: of all tasks.
@@ -45,6 +48,7 @@ def validate(
             losses = structure_losses(energy, forces, targets, weights)
             total += task_sums(energy, forces, targets, losses, num_tasks=num_tasks, force_loss=weights.force_loss)
     forward.train(was_training)
+    reshard(module)
     if fabric.world_size == 1:
         return total
     return TaskSums(fabric.all_reduce(total.values, reduce_op="sum"), total.force_loss)
