@@ -1,4 +1,4 @@
-"""The folder-to-package map: `cli/` installs as `jmp_cli`, the YAML folders as package data. All else is in pyproject.toml."""
+"""The folder-to-package map: `cli` installs as `jmp_cli`, YAML folders as package data; the rest is pyproject.toml."""
 
 from setuptools import find_packages, setup
 

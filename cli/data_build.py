@@ -126,8 +126,9 @@ def build(
         print_json([_as_json(entry) for entry in done])
     elif done:
         _print_done(done)
-    damaged = [message for entry in done for message in entry.damaged_files]
-    for message in damaged:
+    # The last message about a file says what is wrong with the file itself, those before it what that broke.
+    damaged = {message.partition(": ")[0]: message for entry in done for message in entry.damaged_files}
+    for message in damaged.values():
         fail(message)
     if damaged:
         raise typer.Exit(EXIT_DAMAGED_RAW)
