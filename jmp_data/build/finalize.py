@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +10,11 @@ from jmp_data import __version__
 from jmp_data.build.plan import SplitBuild
 from jmp_data.build.raw_files import RawLedger
 from jmp_data.errors import ShardError
-from jmp_data.manifests import load_manifest, manifest_path
 from jmp_data.references import StatisticsAccumulator, fit_references
 from jmp_data.shards.assemble import assemble
 from jmp_data.shards.manifest import DatasetManifest
 from jmp_data.shards.staging import PartRecord, load_part
+from jmp_data.sources import SourceFacts, source_facts
 
 
 def finished_parts(build: SplitBuild) -> list[PartRecord]:
@@ -41,16 +40,16 @@ def _sum_counts(counts: Sequence[Any]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def _provenance(build: SplitBuild) -> dict[str, Any]:
-    name = build.source.partition(":")[0]
-    manifest = load_manifest(name)
+def _provenance(build: SplitBuild, source: SourceFacts) -> dict[str, Any]:
     return {
-        "source": build.source,
-        "source_manifest_sha256": hashlib.sha256(manifest_path(name).read_bytes()).hexdigest(),
+        "source": build.name,
+        "source_manifest": source.manifest,
+        "source_manifest_sha256": source.manifest_sha256,
         "code_version": __version__,
-        "licence": manifest.licence,
-        "citation": manifest.citation,
-        "level_of_theory": manifest.level_of_theory,
+        "licence": source.licence,
+        "citation": source.citation,
+        "level_of_theory": source.level_of_theory,
+        "energy_kind": source.energy_kind,
         "notes": list(build.notes),
         "build": {"split": build.requested, "limit": build.limit, "graphs": build.settings.graphs},
     }
@@ -67,7 +66,7 @@ def finalize(build: SplitBuild, ledger: RawLedger) -> DatasetManifest:
     for part in parts:
         total.merge(StatisticsAccumulator.from_json(part.statistics))
     settings = build.settings
-    source = settings.open_source(build.source)
+    source = source_facts(build.source)
     quarantined = _sum_counts([part.quarantined for part in parts])
     skipped = _sum_counts([part.skipped for part in parts])
     stored = sum(shard.structures for part in parts for shard in part.shards)
@@ -79,17 +78,17 @@ def finalize(build: SplitBuild, ledger: RawLedger) -> DatasetManifest:
         "units": {"energy": "eV", "length": "Å", "constants": settings.constants},
         "references": {
             **fit_references(total, fitted_on=build.split),
-            "published": load_manifest(build.source.partition(":")[0]).published_constants(),
+            "published": dict(source.published),
         },
         "statistics": total.summary(),
-        "provenance": _provenance(build),
+        "provenance": _provenance(build, source),
     }
     return assemble(
         build.dataset,
         parts,
-        name=build.source,
+        name=build.name,
         split=build.split,
-        schema=source.schema,
+        schema=build.schema,
         layout=settings.layout,
         format=settings.format,
         facts=facts,

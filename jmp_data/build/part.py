@@ -119,12 +119,13 @@ def convert_part(job: PartJob) -> PartRecord:
         if finished is not None:
             return finished
         source = job.settings.open_source(job.source)
-        intake = _Intake(job, source.required)
+        schema = source.schema if job.schema is None else job.schema
+        intake = _Intake(job, source.required if job.required is None else job.required)
         shards = stage_shards(
             job.dataset,
             key,
             intake.blocks(source.read(job.raw, job.part)),
-            schema=source.schema,
+            schema=schema,
             layout=job.settings.layout,
             format=job.settings.format,
             raw_files=job.part.files,

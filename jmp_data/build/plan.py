@@ -8,7 +8,8 @@ from pathlib import Path
 
 from jmp_data.build.settings import BuildSettings, PartJob
 from jmp_data.errors import ManifestError
-from jmp_data.sources import expand_source
+from jmp_data.schema import Schema
+from jmp_data.sources import expand_source, raw_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,8 @@ class SplitBuild:
     """One output split and the jobs that fill it, in final order.
 
     Attributes:
-        source: source name as on the command line.
+        source: source name as on the command line, or the path of a user's YAML file.
+        name: name of the data set.
         split: output split.
         raw: raw folder.
         dataset: output folder.
@@ -24,10 +26,12 @@ class SplitBuild:
         requested: split as asked for; an alias or a rule may give it another output name.
         limit: convert only the first records.
         jobs: parts in final order.
+        schema: columns.
         notes: what the source wants said about this split.
     """
 
     source: str
+    name: str
     split: str
     raw: Path
     dataset: Path
@@ -35,12 +39,13 @@ class SplitBuild:
     requested: str
     limit: int | None
     jobs: tuple[PartJob, ...]
+    schema: Schema
     notes: tuple[str, ...] = ()
 
 
-def dataset_folder(out: Path, source: str, split: str) -> Path:
+def dataset_folder(out: Path, name: str, split: str) -> Path:
     """`OUT/<dataset>/<split>`; a part of a multi-task source gets a folder of its own: `OUT/rmd17/aspirin/<split>`."""
-    return out.joinpath(*source.split(":"), split)
+    return out.joinpath(*name.split(":"), split)
 
 
 def plan_split(
@@ -51,17 +56,19 @@ def plan_split(
     Raises:
         RawFileError: raw files are missing or not in the published layout.
     """
-    plan = settings.open_source(source_name).plan(raw, split)
-    folder = dataset_folder(out, source_name, plan.split)
+    source = settings.open_source(source_name)
+    plan = source.plan(raw, split)
+    folder = dataset_folder(out, source.name, plan.split)
     jobs, left = [], limit
     for part in plan.parts:
         if left is not None and left <= 0:
             break
         cut = left if left is not None and left < part.num_records else None
-        jobs.append(PartJob(source_name, raw, folder, part, settings, cut))
+        jobs.append(PartJob(source_name, raw, folder, part, settings, cut, plan.schema, plan.required))
         left = None if left is None else left - part.num_records
     return SplitBuild(
         source=source_name,
+        name=source.name,
         split=plan.split,
         raw=raw,
         dataset=folder,
@@ -69,6 +76,7 @@ def plan_split(
         requested=split,
         limit=limit,
         jobs=tuple(jobs),
+        schema=source.schema if plan.schema is None else plan.schema,
         notes=plan.notes,
     )
 
@@ -85,8 +93,8 @@ def plan_build(
     """All splits of all sources.
 
     Args:
-        sources: source names; a name without its part means all parts.
-        raw: folder with the published files.
+        sources: source names, a name without its part means all parts; or YAML files of a user's own data.
+        raw: folder with the published files; a user's own are looked for beside their YAML first.
         out: folder for the data sets.
         splits: splits to build; every split whose files are there by default.
         settings: what to write.
@@ -99,9 +107,13 @@ def plan_build(
     names = [name for source in sources for name in expand_source(source)]
     if len(set(names)) != len(names):
         raise ManifestError(f"a source is named twice: {' '.join(sources)}")
-    raw = raw.resolve()
-    builds = []
+    builds: list[SplitBuild] = []
     for name in names:
-        present = settings.open_source(name).splits(raw)
-        builds += [plan_split(name, raw, out, split, settings, limit) for split in (splits or present)]
+        folder = raw_folder(name, raw).resolve()
+        present = settings.open_source(name).splits(folder)
+        builds += [plan_split(name, folder, out, split, settings, limit) for split in (splits or present)]
+    folders = [build.dataset for build in builds]
+    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if twice is not None:
+        raise ManifestError(f"two sources would both be written to {twice}; give one of them another name")
     return builds

@@ -19,6 +19,7 @@ from jmp_data.shards.formats import digest_file
 from jmp_data.shards.integrity import Damage
 from jmp_data.shards.manifest import DatasetManifest
 from jmp_data.shards.staging import part_folder
+from jmp_data.sources import raw_folder, source_names
 
 
 def _plan_again(dataset: Path, raw: Path, manifest: DatasetManifest) -> SplitBuild:
@@ -32,7 +33,10 @@ def _plan_again(dataset: Path, raw: Path, manifest: DatasetManifest) -> SplitBui
         layout=manifest.layout,
     )
     out = dataset.absolute().parents[len(manifest.name.split(":"))]
-    return plan_split(manifest.name, raw.resolve(), out, request["split"], settings, request["limit"])
+    # A user's own data set is planned by its YAML file, which lies in the raw folder.
+    published = manifest.name.partition(":")[0] in source_names()
+    name = manifest.name if published else str(raw.resolve() / manifest.provenance["source_manifest"])
+    return plan_split(name, raw_folder(name, raw).resolve(), out, request["split"], settings, request["limit"])
 
 
 def _refuse_other_raw(raw: Path, manifest: DatasetManifest, names: Sequence[str]) -> None:

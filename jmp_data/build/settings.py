@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from jmp_data.schema import Schema
 from jmp_data.schema.units import get_constants
 from jmp_data.shards.layout import FORMAT_VERSION, Format, Layout
 from jmp_data.sources import Part, Source, get_source
@@ -50,6 +51,8 @@ class PartJob:
         part: what to read.
         limit: convert only the first records of the part (None: all).
         settings: what to write.
+        schema: columns, where the plan decided them (None: those of the source).
+        required: targets that must be finite, where the plan decided them (None: those of the source).
     """
 
     source: str
@@ -58,10 +61,13 @@ class PartJob:
     part: Part
     settings: BuildSettings
     limit: int | None = None
+    schema: Schema | None = None
+    required: tuple[str, ...] | None = None
 
     @property
     def key(self) -> str:
         """Content key: the part, its raw files' sizes, and every setting that changes the output."""
         settings = {**asdict(self.settings), "on_error": None}
-        text = json.dumps([self.source, self.part.key(self.raw), self.limit, settings, FORMAT_VERSION], sort_keys=True)
+        source = Path(self.source).name  # of a YAML file, not the place where it lies; its content is in the part
+        text = json.dumps([source, self.part.key(self.raw), self.limit, settings, FORMAT_VERSION], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -72,11 +72,21 @@ Item: TypeAlias = Block | Quarantined | Skipped
 
 @dataclass(frozen=True, slots=True)
 class SplitPlan:
-    """The parts of one split in their final order, and where they came from."""
+    """The parts of one split in their final order, and where they came from.
+
+    Attributes:
+        split: output split.
+        parts: in their final order.
+        notes: what should be said about this split.
+        schema: columns, where they depend on the files; None for those of the source.
+        required: targets that must be finite, where they depend on the files; None for those of the source.
+    """
 
     split: str
     parts: tuple[Part, ...]
     notes: tuple[str, ...] = field(default=())
+    schema: Schema | None = None
+    required: tuple[str, ...] | None = None
 
 
 @runtime_checkable
