@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +12,17 @@ import numpy.typing as npt
 from jmp_data.errors import InvalidStructureError
 from jmp_data.graphs.dropout import draw_seeds
 from jmp_data.graphs.radius_graph import Edges, RadiusGraph
-from jmp_data.graphs.settings import GraphSettings, check_cutoff, check_max_neighbors
+from jmp_data.graphs.settings import (
+    SEARCH_ORDER,
+    GraphSettings,
+    check_cutoff,
+    check_max_neighbors,
+    tabulate_settings,
+    tagged_atoms,
+)
 from jmp_data.graphs.truncation import check_geometry
 
 Array = npt.NDArray[Any]
-
-
-SEARCH_ORDER: Final = ("a2a", "main", "a2ee2a", "qint")
-"""Columns of the neighbour limits: the graph that is searched, then its subsets."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,17 +110,15 @@ def batch_four_graphs(
     from jmp_data.graphs.compiled import search_edges
 
     positions, cell, pbc, ptr = check_batch(positions, cell, pbc, natoms)
-    each = [settings] * len(pbc) if isinstance(settings, GraphSettings) else list(settings)
-    if len(each) != len(pbc):
-        raise InvalidStructureError(f"{len(each)} graph settings for {len(pbc)} structures", "shape")
+    table = tabulate_settings(settings, len(pbc))
     found = search_edges(
         positions,
         cell,
         pbc,
         ptr,
-        np.array([s.cutoff for s in each], np.float64),
-        neighbor_limits(each),
-        tagged_atoms(tags, ptr, each),
+        table.cutoffs,
+        table.limits,
+        tagged_atoms(tags, ptr, table),
         draw_seeds(len(pbc), edge_dropout, rng),
         float(edge_dropout),
     )
@@ -150,24 +151,6 @@ def batch_radius_graph(
         check_max_neighbors(max_neighbors)
     positions, cell, pbc, ptr = check_batch(positions, cell, pbc, natoms)
     return RadiusGraph(*search_radius_graph(positions, cell, pbc, ptr, float(cutoff), max_neighbors))
-
-
-def neighbor_limits(settings: Sequence[GraphSettings]) -> npt.NDArray[np.int64]:
-    """(B, 4) neighbour limits in the order a2a, main, a2ee2a, qint."""
-    return np.array([[getattr(s, name) for name in SEARCH_ORDER] for s in settings], np.int64).reshape(-1, 4)
-
-
-def tagged_atoms(tags: Any, ptr: Array, settings: Sequence[GraphSettings]) -> npt.NDArray[np.bool_]:
-    """(N,) whether each atom has one of the qint tags of its structure."""
-    tags = np.asarray(tags)
-    if tags.shape != (ptr[-1],):
-        raise InvalidStructureError(f"tags have shape {tags.shape}, expected ({ptr[-1]},)", "shape")
-    if len(tags) and not 0 <= tags.min() <= tags.max() <= 63:
-        raise InvalidStructureError(f"tags run from {tags.min()} to {tags.max()}; graphs know 0 to 63", "tags")
-    masks = np.array([sum(1 << tag for tag in set(s.qint_tags)) for s in settings], np.uint64)
-    of_atom = np.repeat(masks, np.diff(ptr))
-    tagged: npt.NDArray[np.bool_] = (of_atom >> tags.astype(np.uint64)) & np.uint64(1) == 1
-    return tagged
 
 
 def check_batch(positions: Any, cell: Any, pbc: Any, natoms: Any) -> tuple[Array, Array, Array, Array]:

@@ -136,13 +136,23 @@ def pack_four_graphs(graphs: FourGraphs, natoms: Any) -> PackedFourGraphs:
 
 def unpack_four_graphs(packed: PackedFourGraphs, natoms: Any) -> FourGraphs:
     """The graphs that `pack_four_graphs` was given; errors as for `unpack_edges`."""
+    from jmp_data.graphs.expansion import choose_members, count_members
+
     a2a = unpack_edges(packed, natoms)
     if packed.membership.shape != packed.source.shape:
         raise ShardError("stored graph has another number of membership bytes than edges; the block is damaged")
+    bits = np.array(list(MEMBERSHIP_BITS.values()), np.uint8)
     subsets = {}
-    for name, bit in MEMBERSHIP_BITS.items():
-        members = np.flatnonzero(packed.membership & bit)
-        subsets[name] = Edges(a2a.edge_index[:, members], a2a.cell_offsets[members])
+    for name, bit, count in zip(MEMBERSHIP_BITS, bits, count_members(packed.membership, bits), strict=True):
+        subsets[name] = Edges(np.empty((2, count), np.int64), np.empty((count, 3), np.int32))
+        choose_members(
+            a2a.edge_index,
+            a2a.cell_offsets,
+            packed.membership,
+            bit,
+            subsets[name].edge_index,
+            subsets[name].cell_offsets,
+        )
     return FourGraphs(a2a=a2a, **subsets)
 
 

@@ -50,22 +50,26 @@ def search_edges(
     Raises:
         InvalidStructureError: a flat cell, a cell far too small for the cutoff, or an atom absurdly far away.
     """
-    lattices = lattice.reduce_cells(cells, pbc)
-    if not lattices[3].all():
-        raise InvalidStructureError(
-            f"structure {np.argmin(lattices[3])}: periodic cell spans no volume; check cell and pbc", "flat_cell"
-        )
-    status, structure, images, places, codes, starts, counts, wraps = kernel.search_batch(
-        positions, cells, pbc, ptr, lattices, cutoffs, limits, tagged, seeds, dropout, *_work_space.arrays
+    frames, volumes = _frames(positions, cells, pbc, ptr)
+    # Only a truncated graph by itself can stop early; as the widest of several it needs everything within the cutoff.
+    radii = cutoffs
+    if limits.shape[1] == 1:
+        radii = lattice.first_radii(ptr, pbc, volumes, frames.spreads, frames.densities, cutoffs, limits[:, 0])
+    crowded, images, places, codes, starts, counts = kernel.search_batch(
+        positions, cells, pbc, ptr, frames, radii, cutoffs, limits, tagged, seeds, dropout, *_work_space.arrays
     )
     if images.nbytes + places.nbytes + codes.nbytes <= _KEEP_BYTES:
         _work_space.arrays = (images, places, codes)
-    _raise_for_status(status, structure)
+    if crowded >= 0:
+        raise InvalidStructureError(
+            f"structure {crowded}: cutoff spans over 1e8 periodic images; check the units of cell and positions",
+            "tiny_cell",
+        )
     graphs = []
     for graph in range(limits.shape[1]):
         nedges = int(counts[graph].sum())
         edge_index, cell_offsets = np.empty((2, nedges), np.int64), np.empty((nedges, 3), np.int32)
-        expansion.expand(graph, images, codes, starts, counts, wraps, edge_index, cell_offsets)
+        expansion.expand(graph, images, codes, starts, counts, frames.wraps, edge_index, cell_offsets)
         graphs.append((edge_index, cell_offsets))
     return graphs
 
@@ -91,11 +95,14 @@ def search_radius_graph(
     return edge_index, cell_offsets, lengths
 
 
-def _raise_for_status(status: int, structure: int) -> None:
-    if status == kernel.OK:
-        return
-    if status == kernel.TOO_MANY_IMAGES:
-        message, code = "cutoff spans over 1e8 periodic images; check the units of cell and positions", "tiny_cell"
-    else:
-        message, code = "an atom lies over 1e9 cells away; check the units of positions", "far_atom"
-    raise InvalidStructureError(f"structure {structure}: {message}", code)
+def _frames(positions: Array, cells: Array, pbc: Array, ptr: Array) -> tuple[lattice.Frames, Array]:
+    reduced, transforms, reciprocals, volumes = lattice.reduce_cells(cells, pbc)
+    if not volumes.all():
+        raise InvalidStructureError(
+            f"structure {np.argmin(volumes)}: periodic cell spans no volume; check cell and pbc", "flat_cell"
+        )
+    wraps, wrapped, spreads, in_range = lattice.wrap_atoms(positions, cells, pbc, ptr, transforms, reciprocals)
+    if not in_range:
+        raise InvalidStructureError("an atom lies over 1e9 cells away; check the units of positions", "far_atom")
+    densities = np.sqrt((reciprocals * reciprocals).sum(axis=2))
+    return lattice.Frames(reduced, transforms, densities, wraps, wrapped, spreads), volumes

@@ -86,3 +86,25 @@ def mark_members(edge_index, cell_offsets, some_edge_index, some_cell_offsets, b
             membership[e] |= bit
             found += 1
     return found
+
+
+@njit(cache=True, nogil=True)
+def count_members(membership, bits):
+    """(len(bits),) how many bytes have each bit."""
+    counts = np.zeros(len(bits), np.int64)
+    for e in range(len(membership)):
+        for g in range(len(bits)):
+            counts[g] += membership[e] & bits[g] != 0
+    return counts
+
+
+@njit(cache=True, nogil=True)
+def choose_members(edge_index, cell_offsets, membership, bit, some_edge_index, some_cell_offsets):
+    """Fill the shorter list with the edges that have the bit."""
+    found = 0
+    for e in range(len(membership)):
+        if membership[e] & bit:
+            some_edge_index[0, found], some_edge_index[1, found] = edge_index[0, e], edge_index[1, e]
+            for axis in range(3):
+                some_cell_offsets[found, axis] = cell_offsets[e, axis]
+            found += 1

@@ -2,7 +2,7 @@
 
 How it works, structure by structure:
 
-1. The periodic lattice vectors are reduced, so that the most skewed cell becomes a compact one, and atoms are wrapped.
+1. Cells come reduced, so that the most skewed one is compact, and atoms come wrapped (`jmp_data.graphs.lattice`).
 2. Every image that can reach a target is listed once, by source and then by cell offset. Scanning that list in order
    finds the edges of a target already sorted, which is why nothing is sorted afterwards.
 3. Targets are bisected in space; each half keeps only the images that its bounding box can reach. Small structures are
@@ -28,19 +28,14 @@ from numba import njit
 from jmp_data.graphs.dropout import GOLDEN, KEYS, SCRAMBLE
 from jmp_data.graphs.truncation import SELF_DISTANCE, TIE_RESOLUTION
 
-OK, TOO_MANY_IMAGES, TOO_FAR = 0, 1, 2
-
 _SELF = SELF_DISTANCE * SELF_DISTANCE
 _TIES = 1.0 / TIE_RESOLUTION
 _MARGIN = 1e-6  # Å; pruning may only ever be too generous
 _LEAF_ATOMS = 32
 _LEAF_EXTENT = 1.0  # of the search radius
 _MAX_IMAGES = 100_000_000
-_MAX_WRAP = 2.0**30
-_GUESS = 1.8  # neighbours expected within the first radius, over those wanted
 _NEARBY = 1.15  # d² within which the next target probably has enough, over the last one's farthest kept
 _RANKED = 128  # more than this are thinned by selection before all pairs are ranked
-_VACUUM = 2.5  # Å added to the extent of the atoms when their density is estimated
 
 
 @njit(cache=True, nogil=True)
@@ -71,10 +66,10 @@ def _rounded(squared):
 
 
 @njit(cache=True, nogil=True)
-def _sort_order(keys):
-    """Permutation that sorts, stably; a bottom-up merge."""
-    n = len(keys)
-    order, merged = np.arange(n), np.empty(n, np.int64)
+def _sort_order(keys, order):
+    """Sort the permutation `order` by key, stably; a bottom-up merge, which returns or overwrites its argument."""
+    n = len(order)
+    merged = np.empty(n, np.int64)
     width = 1
     while width < n:
         for begin in range(0, n, 2 * width):
@@ -90,29 +85,6 @@ def _sort_order(keys):
         order, merged = merged, order
         width *= 2
     return order
-
-
-@njit(cache=True, nogil=True)
-def _wrap(positions, cell, pbc, transform, reciprocal, wrap, wrapped, fractional):
-    """Fill `wrap` (in the given cell), `wrapped` Å and `fractional` (in the reduced cell); False if out of range."""
-    for n in range(positions.shape[0]):
-        wrap[n, 0], wrap[n, 1], wrap[n, 2] = 0, 0, 0
-        for i in range(3):
-            f = (
-                positions[n, 0] * reciprocal[i, 0]
-                + positions[n, 1] * reciprocal[i, 1]
-                + positions[n, 2] * reciprocal[i, 2]
-            )
-            whole = math.floor(f) if pbc[i] else 0.0
-            if abs(whole) > _MAX_WRAP:
-                return False
-            fractional[n, i] = f - whole
-            for j in range(3):
-                wrap[n, j] += np.int64(whole) * transform[i, j]
-        for j in range(3):
-            shift = wrap[n, 0] * cell[0, j] + wrap[n, 1] * cell[1, j] + wrap[n, 2] * cell[2, j]
-            wrapped[n, j] = positions[n, j] - shift
-    return True
 
 
 @njit(cache=True, nogil=True)
@@ -136,13 +108,7 @@ def _offset_table(reduced, transform, reach):
         return offsets, shifts
     order = np.arange(size)
     for axis in range(2, -1, -1):
-        keys = np.empty(size, np.int64)
-        for i in range(size):
-            keys[i] = offsets[order[i], axis]
-        by_key = _sort_order(keys)
-        for i in range(size):
-            by_key[i] = order[by_key[i]]
-        order = by_key
+        order = _sort_order(offsets[:, axis], order)
     sorted_offsets, sorted_shifts = np.empty_like(offsets), np.empty_like(shifts)
     for i in range(size):
         for x in range(3):
@@ -268,7 +234,7 @@ def _keep_nearest(picked, rounded, count, k, work):
 def _rank(rounded, count, rank):
     """Rank of each of the first entries, first come first among equals; comparing all pairs needs no branch."""
     if count > _RANKED:
-        order = _sort_order(rounded[:count])
+        order = _sort_order(rounded, np.arange(count))
         for i in range(count):
             rank[order[i]] = i
         return
@@ -439,35 +405,8 @@ def _search_targets(
 
 
 @njit(cache=True, nogil=True)
-def _extents(fractional, reciprocal):
-    """(2, 3): spread of the fractional coordinates, and 1 / distance of the lattice planes, per axis."""
-    extents = np.empty((2, 3))
-    for axis in range(3):
-        low, high = np.inf, -np.inf
-        for n in range(len(fractional)):
-            low, high = min(low, fractional[n, axis]), max(high, fractional[n, axis])
-        extents[0, axis] = max(high - low, 0.0)
-        x, y, z = reciprocal[axis, 0], reciprocal[axis, 1], reciprocal[axis, 2]
-        extents[1, axis] = math.sqrt(x * x + y * y + z * z)
-    return extents
-
-
-@njit(cache=True, nogil=True)
-def _first_radius(natoms, extents, volume, pbc, cutoff, limits):
-    """A radius that most atoms find enough neighbours in; the cutoff itself where that saves nothing."""
-    if len(limits) > 1:
-        return cutoff
-    filled = volume
-    for axis in range(3):
-        length = extents[0, axis] + _VACUUM * extents[1, axis]
-        filled *= min(length, 1.0) if pbc[axis] else length
-    radius = (_GUESS * limits[0] * filled / natoms * 0.75 / math.pi) ** (1.0 / 3.0)
-    return radius if radius < 0.8 * cutoff else cutoff
-
-
-@njit(cache=True, nogil=True)
 def search_batch(
-    positions, cells, pbc, ptr, lattices, cutoffs, limits, tagged, seeds, dropout, images, places, codes
+    positions, cells, pbc, ptr, frames, radii, cutoffs, limits, tagged, seeds, dropout, images, places, codes
 ):  # fmt: skip
     """Search a batch. Edges are kept as image numbers until all are known; `expand` turns them into arrays.
 
@@ -476,7 +415,8 @@ def search_batch(
         cells: (B, 3, 3) float64, Å, open rows zero.
         pbc: (B, 3) bool.
         ptr: (B + 1,) int64, first atom of each structure.
-        lattices: what `reduce_cells` returns.
+        frames: reduced cells and wrapped atoms, see `jmp_data.graphs.lattice`.
+        radii: (B,) Å, at most the cutoff; the search widens it for atoms that find too few.
         cutoffs: (B,) Å.
         limits: (B, G) int64; column 0 limits the search, the others keep the nearest of what it kept. The last of
             several is filtered by tag.
@@ -488,34 +428,30 @@ def search_batch(
         codes: (any,) int32, the same.
 
     Returns:
-        status, structure it happened in, images, places, codes, starts (G, N), counts (G, N), wraps (N, 3).
+        The first structure whose cutoff spans too many images, or -1; then images, places, codes, starts (G, N) and
+        counts (G, N).
     """
-    natoms = positions.shape[0]
-    starts, counts = np.zeros((limits.shape[1], natoms), np.int64), np.zeros((limits.shape[1], natoms), np.int64)
-    wraps = np.zeros((natoms, 3), np.int64)
-    wrapped_all, fractional_all = np.empty((natoms, 3)), np.empty((natoms, 3))
+    graphs, natoms = limits.shape[1], len(positions)
+    starts, counts = np.zeros((graphs, natoms), np.int64), np.zeros((graphs, natoms), np.int64)
     count = used = 0
     for b in range(len(ptr) - 1):
         begin, end = ptr[b], ptr[b + 1]
-        wrap, wrapped, fractional = wraps[begin:end], wrapped_all[begin:end], fractional_all[begin:end]
-        reduced, transform, reciprocal = lattices[0][b], lattices[1][b], lattices[2][b]
-        if not _wrap(positions[begin:end], cells[b], pbc[b], transform, reciprocal, wrap, wrapped, fractional):
-            return TOO_FAR, b, images, places, codes, starts, counts, wraps
         if end == begin:
             continue
+        wrap, wrapped = frames.wraps[begin:end], frames.wrapped[begin:end]
         targets = np.arange(end - begin)
-        extents = _extents(fractional, reciprocal)
-        radius = _first_radius(end - begin, extents, lattices[3][b], pbc[b], cutoffs[b], limits[b])
+        radius = radii[b]
         while len(targets):
             reach = np.zeros(3, np.int64)
             tests = float(end - begin)
             for axis in range(3):
                 if pbc[b, axis]:
-                    reach[axis] = np.int64(min(extents[0, axis] + radius * extents[1, axis] + _MARGIN, 1e6))
+                    cells_reached = frames.spreads[b, axis] + radius * frames.densities[b, axis]
+                    reach[axis] = np.int64(min(cells_reached + _MARGIN, 1e6))
                 tests *= 2.0 * reach[axis] + 1.0
             if tests > _MAX_IMAGES:
-                return TOO_MANY_IMAGES, b, images, places, codes, starts, counts, wraps
-            offsets, shifts = _offset_table(reduced, transform, reach)
+                return b, images, places, codes, starts, counts
+            offsets, shifts = _offset_table(frames.reduced[b], frames.transforms[b], reach)
             box = _bounding_box(wrapped, targets)
             first = count
             images, places, count = _list_images(
@@ -537,4 +473,4 @@ def search_batch(
                 left += counts[0, begin + t] < 0
             targets = targets[:left]
             radius = min(cutoffs[b], 1.5 * radius)
-    return OK, 0, images, places, codes, starts, counts, wraps
+    return -1, images, places, codes, starts, counts

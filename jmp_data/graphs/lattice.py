@@ -6,14 +6,40 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
+from jmp_data.graphs.truncation import Array
+
 _FLAT = 1e-6  # volume over the product of the edge lengths; a reduced cell has at least one half
 _MULTIPLE = 2.0**40
+_FARTHEST = 2.0**30  # cells; beyond, offsets would not fit 32 bits
 _SWEEPS = 1000
+_GUESS = 1.8  # neighbours expected within the first radius, over those wanted
+_VACUUM = 2.5  # Å added to the extent of the atoms when their density is estimated
 _COMBINATIONS = ((1, 0), (0, 1), (1, 1), (1, -1))
+
+
+class Frames(NamedTuple):
+    """Reduced cells of B structures and their N atoms wrapped into them.
+
+    Attributes:
+        reduced: (B, 3, 3) reduced cells, Å.
+        transforms: (B, 3, 3) int64, from the given cells to the reduced ones.
+        densities: (B, 3) lattice planes per Å along each reduced axis.
+        wraps: (N, 3) int64 cells by which each atom was moved.
+        wrapped: (N, 3) Å.
+        spreads: (B, 3) spread of the fractional coordinates of the wrapped atoms.
+    """
+
+    reduced: Array
+    transforms: Array
+    densities: Array
+    wraps: Array
+    wrapped: Array
+    spreads: Array
 
 
 @njit(cache=True, nogil=True)
@@ -99,7 +125,7 @@ def reduce_cells(cells, pbc):
         that make them from the periodic rows; (B, 3, 3) reciprocal vectors as rows, 1/Å, so that fractional coordinate
         i of r is `reciprocal[i] · r`; (B,) volumes in Å³, zero where the periodic rows span no volume.
     """
-    nstructures = cells.shape[0]
+    nstructures = len(cells)
     reduced, reciprocals = np.empty((nstructures, 3, 3)), np.empty((nstructures, 3, 3))
     transforms, volumes = np.empty((nstructures, 3, 3), np.int64), np.empty(nstructures)
     for b in range(nstructures):
@@ -123,3 +149,66 @@ def reduce_cells(cells, pbc):
             for x in range(3):
                 reciprocal[i, x] /= volume if volume != 0.0 else 1.0
     return reduced, transforms, reciprocals, volumes
+
+
+@njit(cache=True, nogil=True)
+def wrap_atoms(positions, cells, pbc, ptr, transforms, reciprocals):
+    """Move the atoms of B structures into their reduced cells.
+
+    Args:
+        positions: (N, 3) float64, Å.
+        cells: (B, 3, 3) float64, Å, open rows zero.
+        pbc: (B, 3) bool.
+        ptr: (B + 1,) int64, first atom of each structure.
+        transforms: from `reduce_cells`.
+        reciprocals: from `reduce_cells`.
+
+    Returns:
+        (N, 3) int64 cells, in terms of the given cell, by which each atom was moved back; (N, 3) wrapped positions, Å;
+        (B, 3) spread of the fractional coordinates along each reduced axis; whether every atom was within range.
+    """
+    wraps, wrapped, spreads = np.zeros(positions.shape, np.int64), np.empty(positions.shape), np.zeros((len(cells), 3))
+    for b in range(len(cells)):
+        for i in range(3):
+            low, high = np.inf, -np.inf
+            for n in range(ptr[b], ptr[b + 1]):
+                fractional = _dot(positions[n], reciprocals[b, i])
+                whole = math.floor(fractional) if pbc[b, i] else 0.0
+                if abs(whole) > _FARTHEST:
+                    return wraps, wrapped, spreads, False
+                low, high = min(low, fractional - whole), max(high, fractional - whole)
+                for x in range(3):
+                    wraps[n, x] += np.int64(whole) * transforms[b, i, x]
+            spreads[b, i] = max(high - low, 0.0)
+        for n in range(ptr[b], ptr[b + 1]):
+            for x in range(3):
+                shift = wraps[n, 0] * cells[b, 0, x] + wraps[n, 1] * cells[b, 1, x] + wraps[n, 2] * cells[b, 2, x]
+                wrapped[n, x] = positions[n, x] - shift
+    return wraps, wrapped, spreads, True
+
+
+@njit(cache=True, nogil=True)
+def first_radii(ptr, pbc, volumes, spreads, densities, cutoffs, wanted):
+    """(B,) Å: a radius that most atoms find enough neighbours in; the cutoff itself where that saves nothing.
+
+    Args:
+        ptr: (B + 1,) first atom of each structure.
+        pbc: (B, 3) bool.
+        volumes: (B,) Å³, of the reduced cells.
+        spreads: see `Frames`.
+        densities: see `Frames`.
+        cutoffs: (B,) Å.
+        wanted: (B,) neighbours of each atom.
+    """
+    radii = cutoffs.copy()
+    for b in range(len(cutoffs)):
+        if ptr[b + 1] == ptr[b]:
+            continue
+        filled = volumes[b]
+        for axis in range(3):
+            length = spreads[b, axis] + _VACUUM * densities[b, axis]
+            filled *= min(length, 1.0) if pbc[b, axis] else length
+        radius = (_GUESS * wanted[b] * filled / (ptr[b + 1] - ptr[b]) * 0.75 / math.pi) ** (1.0 / 3.0)
+        if radius < 0.8 * cutoffs[b]:
+            radii[b] = radius
+    return radii

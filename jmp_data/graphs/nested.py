@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from jmp_data.errors import InvalidStructureError
-from jmp_data.graphs.batched import FourGraphs, check_batch, neighbor_limits, tagged_atoms
+from jmp_data.graphs.batched import FourGraphs, check_batch
 from jmp_data.graphs.dropout import draw_seeds, surviving_edges
 from jmp_data.graphs.radius_graph import Edges
-from jmp_data.graphs.settings import GraphSettings
+from jmp_data.graphs.settings import GraphSettings, tabulate_settings, tagged_atoms
 from jmp_data.graphs.truncation import Array, nearest, squared_distances
 
 
@@ -47,9 +46,7 @@ def nest_graphs(
         InvalidStructureError: as for `batch_four_graphs`.
     """
     positions, cell, pbc, ptr = check_batch(positions, cell, pbc, natoms)
-    each = [settings] * len(pbc) if isinstance(settings, GraphSettings) else list(settings)
-    if len(each) != len(pbc):
-        raise InvalidStructureError(f"{len(each)} graph settings for {len(pbc)} structures", "shape")
+    table = tabulate_settings(settings, len(pbc))
     seeds = draw_seeds(len(pbc), edge_dropout, rng)
     structure = np.repeat(np.arange(len(pbc)), np.diff(ptr))[a2a.edge_index[1]]
     if edge_dropout > 0.0:
@@ -59,8 +56,8 @@ def nest_graphs(
         a2a, structure = _choose(a2a, survives), structure[survives]
     source, target = a2a.edge_index
     squared = squared_distances(positions, cell[structure], source, target, a2a.cell_offsets)
-    limits = neighbor_limits(each)[structure]
-    tagged = tagged_atoms(tags, ptr, each)
+    limits = table.limits[structure]
+    tagged = tagged_atoms(tags, ptr, table)
     main, a2ee2a, qint = (nearest(squared, target, len(positions), limits[:, column]) for column in (1, 2, 3))
     qint &= tagged[source] | tagged[target]
     return FourGraphs(main=_choose(a2a, main), a2a=a2a, a2ee2a=_choose(a2a, a2ee2a), qint=_choose(a2a, qint))

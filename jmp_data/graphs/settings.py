@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from jmp_data.errors import InvalidStructureError
 
 GRAPH_NAMES: Final = ("main", "a2a", "a2ee2a", "qint")
 """The four graphs, by the prefix of their keys in a batch."""
 
-MAX_TAG: Final = 63
+SEARCH_ORDER: Final = ("a2a", "main", "a2ee2a", "qint")
+"""Columns of a table of neighbour limits: the graph that is searched, then its subsets."""
+
+MAX_TAG: Final = 62
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class GraphSettings:
         qint_tags: a qint edge stays if its source or its target has one of these tags.
 
     Raises:
-        InvalidStructureError: a cutoff or limit that is not positive, or a tag outside 0 to 63.
+        InvalidStructureError: a cutoff or limit that is not positive, or a tag outside 0 to 62.
     """
 
     cutoff: float
@@ -54,6 +61,67 @@ class GraphSettings:
             cutoff: Å.
         """
         return cls(cutoff=cutoff, main=n, a2ee2a=20 * n // 30, qint=8 * n // 30, a2a=1000 * n // 30)
+
+
+@dataclass(frozen=True, eq=False)
+class SettingsTable:
+    """The settings of B structures as arrays.
+
+    Attributes:
+        cutoffs: (B,) float64, Å.
+        limits: (B, 4) int64, columns in `SEARCH_ORDER`.
+        tag_masks: (B,) int64; bit t is set if tag t is one of the qint tags.
+    """
+
+    cutoffs: npt.NDArray[np.float64]
+    limits: npt.NDArray[np.int64]
+    tag_masks: npt.NDArray[np.int64]
+
+
+def tabulate_settings(settings: GraphSettings | Sequence[GraphSettings], nstructures: int) -> SettingsTable:
+    """Settings of every structure of a batch.
+
+    Args:
+        settings: for all structures, or one for each.
+        nstructures: number of structures.
+
+    Raises:
+        InvalidStructureError: another number of settings than structures.
+    """
+    each = [settings] * nstructures if isinstance(settings, GraphSettings) else settings
+    if len(each) != nstructures:
+        raise InvalidStructureError(f"{len(each)} graph settings for {nstructures} structures", "shape")
+    distinct = {id(s): s for s in each}
+    number = {identity: n for n, identity in enumerate(distinct)}
+    which = np.array([number[id(s)] for s in each], np.int64)
+    cutoffs = np.array([s.cutoff for s in distinct.values()], np.float64)
+    limits = np.array([[getattr(s, name) for name in SEARCH_ORDER] for s in distinct.values()], np.int64)
+    masks = np.array([sum(1 << tag for tag in set(s.qint_tags)) for s in distinct.values()], np.int64)
+    return SettingsTable(cutoffs[which], limits.reshape(-1, 4)[which], masks[which])
+
+
+def tagged_atoms(tags: Any, ptr: npt.NDArray[np.int64], table: SettingsTable) -> npt.NDArray[np.bool_]:
+    """Whether each atom has one of the qint tags of its structure.
+
+    Args:
+        tags: (N,) integer.
+        ptr: (B + 1,) first atom of each structure.
+        table: settings of the structures.
+
+    Returns:
+        (N,) bool.
+
+    Raises:
+        InvalidStructureError: tags of another length, or outside 0 to 62.
+    """
+    tags = np.asarray(tags)
+    if tags.shape != (ptr[-1],):
+        raise InvalidStructureError(f"tags have shape {tags.shape}, expected ({ptr[-1]},)", "shape")
+    if len(tags) and not 0 <= tags.min() <= tags.max() <= MAX_TAG:
+        raise InvalidStructureError(f"tags run from {tags.min()} to {tags.max()}; graphs know 0 to {MAX_TAG}", "tags")
+    masks = np.repeat(table.tag_masks, np.diff(ptr))
+    tagged: npt.NDArray[np.bool_] = (masks >> tags.astype(np.int64)) & 1 == 1
+    return tagged
 
 
 def check_cutoff(cutoff: float) -> None:

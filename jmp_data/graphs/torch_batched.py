@@ -1,6 +1,6 @@
 """Batched graphs in plain torch operations on the device of the batch, equal to the NumPy ones to the last edge.
 
-Made for a training step on a GPU: nothing is copied to the host but four groups of counts, which size the arrays.
+Made for a training step on a GPU: nothing is copied to the host but a handful of counts, which size the arrays.
 Every operation is elementwise, a scan or a stable sort in float64 and int64, so the bits do not depend on the device.
 
 Shapes: N atoms, B structures, I images, P pairs of a target and an image, E edges.
@@ -16,9 +16,14 @@ import torch
 from torch import Tensor
 
 from jmp_data.errors import InvalidStructureError
-from jmp_data.graphs.batched import SEARCH_ORDER, neighbor_limits
 from jmp_data.graphs.dropout import surviving_edges
-from jmp_data.graphs.settings import GraphSettings, check_cutoff, check_max_neighbors
+from jmp_data.graphs.settings import (
+    SEARCH_ORDER,
+    GraphSettings,
+    check_cutoff,
+    check_max_neighbors,
+    tabulate_settings,
+)
 from jmp_data.graphs.truncation import SELF_DISTANCE, TIE_RESOLUTION
 
 MAX_IMAGES: Final = 100_000_000
@@ -51,6 +56,27 @@ class _Batch:
     structure: Tensor
     cutoff: Tensor
     reciprocal: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Images:
+    """What targets may see, and how atoms were wrapped.
+
+    Attributes:
+        source: (I,) atom.
+        offsets: (I, 3) int64 cell offset, seen from a target that needed no wrapping.
+        places: (3, I) wrapped coordinates, Å.
+        count: (B,) images of each structure.
+        wrap: (N, 3) int64 cells by which each atom was moved.
+        wrapped: (3, N) wrapped coordinates, Å.
+    """
+
+    source: Tensor
+    offsets: Tensor
+    places: Tensor
+    count: Tensor
+    wrap: Tensor
+    wrapped: Tensor
 
 
 def batch_radius_graph(
@@ -113,14 +139,10 @@ def batch_four_graphs(
     Raises:
         InvalidStructureError: a flat periodic cell, one far too small for the cutoff, settings that do not fit.
     """
-    each = [settings] * len(pbc) if isinstance(settings, GraphSettings) else list(settings)
-    if len(each) != len(pbc):
-        raise InvalidStructureError(f"{len(each)} graph settings for {len(pbc)} structures", "shape")
-    device = positions.device
-    batch = _prepare(positions, cell, pbc, natoms, torch.tensor([s.cutoff for s in each], dtype=torch.float64))
-    masks = torch.tensor([sum(1 << tag for tag in set(s.qint_tags)) for s in each]).to(device)
-    tagged = (masks[batch.structure] >> tags) & 1 == 1
-    limits = torch.from_numpy(neighbor_limits(each)).to(device)
+    table = tabulate_settings(settings, len(pbc))
+    batch = _prepare(positions, cell, pbc, natoms, torch.from_numpy(table.cutoffs))
+    tagged = (torch.from_numpy(table.tag_masks).to(tags.device)[batch.structure] >> tags) & 1 == 1
+    limits = torch.from_numpy(table.limits).to(positions.device)
     source, target, offsets, squared = _search(batch)
     order, rank, first = _by_distance(squared, target, len(batch.positions))
     limit = limits[batch.structure[target]]
@@ -206,59 +228,68 @@ def _complete_cells(cell: Tensor, pbc: Tensor) -> Tensor:
 
 def _search(batch: _Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Every edge in canonical order: source, target, cell_offsets (E, 3) int64, squared distance in Å²."""
-    device, natoms = batch.positions.device, len(batch.positions)
-    source, offsets, images_of_structure, wrap = _images(batch)
-    per_target = images_of_structure[batch.structure]
+    images = _list_images(batch)
+    per_target = images.count[batch.structure]
     last = torch.cumsum(per_target, 0)
-    if natoms == 0:
-        empty = torch.zeros(0, dtype=torch.int64, device=device)
-        return empty, empty, offsets, empty.double()
-    squared_cutoff = batch.cutoff * batch.cutoff
-    open_limit = torch.nextafter(squared_cutoff, torch.zeros_like(squared_cutoff))
-    limit = torch.where(batch.pbc.any(1), squared_cutoff, open_limit)
-    first_image = torch.cumsum(images_of_structure, 0) - images_of_structure
-    parts = []
-    for begin, end, pairs in _chunks(last):
-        targets = torch.arange(begin, end, device=device)
+    first_image = (torch.cumsum(images.count, 0) - images.count)[batch.structure]
+    pair_to_image = first_image - (last - per_target)
+    reach = (batch.cutoff + _MARGIN).square()[batch.structure]
+    parts = [(per_target[:0], per_target[:0], images.offsets[:0], reach[:0])]
+    for begin, end, first, pairs in _chunks(last):
+        targets = torch.arange(begin, end, device=last.device)
         target = torch.repeat_interleave(targets, per_target[begin:end], output_size=pairs)
-        place = torch.arange(pairs, device=device) + (last[begin] - per_target[begin]) - (last - per_target)[target]
-        structure = batch.structure[target]
-        image = place + first_image[structure]
-        offset = offsets[image] + wrap[target]
-        x = offset.double()
-        a, b, c = batch.cell[structure].unbind(1)
-        shift = (x[:, 0:1] * a + x[:, 1:2] * b) + x[:, 2:3] * c
-        delta = (batch.positions[source[image]] - batch.positions[target]) + shift
-        delta = delta * delta
-        squared = (delta[:, 0] + delta[:, 1]) + delta[:, 2]
-        near = (squared <= limit[structure]) & (squared > SELF_DISTANCE * SELF_DISTANCE)
-        parts.append((source[image[near]], target[near], offset[near], squared[near]))
-    edges = [torch.cat(column) for column in zip(*parts, strict=True)]
-    return edges[0], edges[1], edges[2], edges[3]
+        image = torch.arange(first, first + pairs, device=last.device) + pair_to_image[target]
+        squared = torch.zeros_like(target, dtype=reach.dtype)
+        for places, wrapped in zip(images.places, images.wrapped, strict=True):
+            squared += (places[image] - wrapped[target]).square_()
+        near = torch.nonzero(squared <= reach[target]).squeeze(1)
+        parts.append(_exact_edges(batch, images, image[near], target[near]))
+    source, target, offsets, squared = (torch.cat(column) for column in zip(*parts, strict=True))
+    return source, target, offsets, squared
 
 
-def _chunks(last: Tensor) -> Iterator[tuple[int, int, int]]:
-    """Split the targets so that no chunk has many more than `PAIRS_AT_ONCE` pairs: begin, end and pairs of each."""
-    total = int(last[-1])
+def _exact_edges(
+    batch: _Batch, images: _Images, image: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The pairs that are edges by the squared distance that every backend computes alike."""
+    source, structure = images.source[image], batch.structure[target]
+    offsets = images.offsets[image] + images.wrap[target]
+    x = offsets.double()
+    a, b, c = batch.cell[structure].unbind(1)
+    shift = (x[:, 0:1] * a + x[:, 1:2] * b) + x[:, 2:3] * c
+    delta = (batch.positions[source] - batch.positions[target]) + shift
+    delta = delta * delta
+    squared = (delta[:, 0] + delta[:, 1]) + delta[:, 2]
+    cutoff = batch.cutoff * batch.cutoff
+    limit = torch.where(batch.pbc.any(1), cutoff, torch.nextafter(cutoff, torch.zeros_like(cutoff)))
+    inside = torch.nonzero((squared <= limit[structure]) & (squared > SELF_DISTANCE * SELF_DISTANCE)).squeeze(1)
+    return source[inside], target[inside], offsets[inside], squared[inside]
+
+
+def _chunks(last: Tensor) -> Iterator[tuple[int, int, int, int]]:
+    """Split the targets so that no chunk has many more than `PAIRS_AT_ONCE` pairs.
+
+    Args:
+        last: (N,) pairs of each target and all before it.
+
+    Yields:
+        First target, end of the targets, first pair and number of pairs of each chunk.
+    """
+    total = int(last[-1]) if len(last) else 0
     if total <= PAIRS_AT_ONCE:
-        yield 0, len(last), total
+        yield 0, len(last), 0, total
         return
     ends = last.cpu()
     begin, done = 0, 0
     while begin < len(last):
         end = max(begin + 1, int(torch.searchsorted(ends, done + PAIRS_AT_ONCE, right=True)))
-        yield begin, end, int(ends[end - 1]) - done
+        yield begin, end, done, int(ends[end - 1]) - done
         begin, done = end, int(ends[end - 1])
 
 
-def _images(batch: _Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images within the cutoff of the box around the wrapped atoms of their structure.
-
-    Returns:
-        source atom (I,), cell offset seen from an atom that needed no wrapping (I, 3), images of each structure (B,),
-        and the cells by which each atom was wrapped (N, 3).
-    """
-    device, structure = batch.positions.device, batch.structure
+def _list_images(batch: _Batch) -> _Images:
+    """Images within the cutoff of the box around the wrapped atoms of their structure, by source, then cell offset."""
+    structure = batch.structure
     fractional = (batch.positions[:, None] * batch.reciprocal[structure]).sum(2)
     wrap = torch.where(batch.pbc[structure], fractional.floor(), 0.0)
     low, high = _bounds(fractional - wrap, structure, len(batch.pbc))
@@ -268,22 +299,22 @@ def _images(batch: _Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     total = _checked_total(batch, wrap, sizes)
     per_atom = sizes.prod(1)[structure]
     atom = torch.repeat_interleave(per_atom, output_size=total)
-    place = torch.arange(total, device=device) - (torch.cumsum(per_atom, 0) - per_atom)[atom]
-    size, most = sizes[structure[atom]], reach[structure[atom]]
-    last = place % size[:, 2]
-    place = place // size[:, 2]
-    offset = torch.stack([place // size[:, 1], place % size[:, 1], last], 1) - most
+    rest = torch.arange(total, device=atom.device) - (torch.cumsum(per_atom, 0) - per_atom)[atom]
+    of_image = structure[atom]
+    size = sizes[of_image]
+    planes = rest // size[:, 2]
+    offset = torch.stack([planes // size[:, 1], planes % size[:, 1], rest % size[:, 2]], 1) - reach[of_image]
     cell = batch.cell[structure]
     wrapped = batch.positions - (wrap[:, :, None] * cell).sum(1)
-    where = wrapped[atom] + (offset.double()[:, :, None] * cell[atom]).sum(1)
+    places = wrapped[atom] + (offset.double()[:, :, None] * cell[atom]).sum(1)
     low, high = _bounds(wrapped, structure, len(batch.pbc))
-    of_image = structure[atom]
-    outside = torch.maximum(low[of_image] - where, where - high[of_image]).clamp(min=0.0)
+    outside = torch.maximum(low[of_image] - places, places - high[of_image]).clamp(min=0.0)
     kept = torch.nonzero(outside.square().sum(1) <= (batch.cutoff[of_image] + _MARGIN).square()).squeeze(1)
-    atom = atom[kept]
-    count = torch.zeros_like(batch.natoms).scatter_add_(0, structure[atom], torch.ones_like(atom))
-    whole = wrap.long()
-    return atom, offset[kept] - whole[atom], count, whole
+    source, wrap = atom[kept], wrap.long()
+    count = torch.zeros_like(batch.natoms).scatter_add_(0, structure[source], torch.ones_like(source))
+    return _Images(
+        source, offset[kept] - wrap[source], places[kept].T.contiguous(), count, wrap, wrapped.T.contiguous()
+    )
 
 
 def _bounds(points: Tensor, structure: Tensor, nstructures: int) -> tuple[Tensor, Tensor]:

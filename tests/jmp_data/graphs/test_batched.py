@@ -182,7 +182,7 @@ def test_settings_follow_the_published_proportions() -> None:
     ("change", "message"),
     [
         ({"tags": np.zeros(3)}, "tags have shape"),
-        ({"tags": np.array([0, 64])}, "tags run from"),
+        ({"tags": np.array([0, 63])}, "tags run from"),
         ({"cell": np.zeros((1, 3, 3)), "pbc": np.ones((1, 3), bool)}, "structure 0: periodic cell spans no volume"),
         ({"positions": np.array([[0, 0, 0], [np.nan, 0, 0]])}, "structure 0: positions hold NaN"),
         ({"natoms": [3]}, "positions has shape"),
@@ -200,7 +200,7 @@ def test_bad_batches_are_refused_with_where_and_what(change: dict, message: str)
         batch_four_graphs(**arguments)
 
 
-@pytest.mark.parametrize("change", [{"main": 0}, {"cutoff": -1.0}, {"qint_tags": (64,)}])
+@pytest.mark.parametrize("change", [{"main": 0}, {"cutoff": -1.0}, {"qint_tags": (63,)}])
 def test_settings_that_make_no_sense_are_refused(change: dict) -> None:
     with pytest.raises(InvalidStructureError):
         GraphSettings(**{"cutoff": 8.0, **change})
