@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import data_build, data_fetch, data_look, data_mix
+from . import data_build, data_fetch, data_look, data_mix, data_report
 from .console import run_app
 
 app = typer.Typer(
@@ -14,7 +14,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (data_look, data_fetch, data_build, data_mix):
+for module in (data_look, data_fetch, data_build, data_mix, data_report):
     module.register(app)
 
 

@@ -34,6 +34,9 @@ def mix(
     ],
     temperature: Annotated[float, typer.Option(min=1e-3, help="1 samples by size, 2 is the paper's choice.")] = 2.0,
     output: Annotated[Path, typer.Option("--out", "-o", help="Mixture file to write.")] = Path("mix.yaml"),
+    exclude: Annotated[
+        Path | None, typer.Option(help="Structures to leave out: exclude.yaml of jmp-data overlap.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Mix data sets by temperature; prints what one epoch holds.
@@ -41,6 +44,7 @@ def mix(
     Example: jmp-data mix shards/oc20/train shards/ani1x/train --temperature 2 --out mix.yaml
     """
     from jmp_data.mixture import Mixture
+    from jmp_data.overlap import check_exclusions
     from jmp_data.shards import open_dataset
 
     datasets: dict[str, str] = {}
@@ -50,7 +54,10 @@ def mix(
         if name in datasets:
             raise ManifestError(f"{path}: data set {name} is in the mixture already ({datasets[name]})")
         datasets[name] = path
-    mixture = Mixture.from_datasets(datasets, temperature=temperature)
+    opened = {name: open_dataset(path) for name, path in datasets.items()}
+    if exclude is not None:
+        check_exclusions(exclude, opened)
+    mixture = Mixture.from_datasets(opened, temperature=temperature, exclusions=exclude)
     mixture.save(output)
     rows = mixture.table()
     if as_json:
