@@ -15,6 +15,7 @@ Array = npt.NDArray[Any]
 
 _KEEP_BYTES = 256 * 2**20
 _NO_LIMIT = 2**62
+_MOST_SKEWED = 1e9  # Å; float64 then still places images to 1e-7 Å
 
 
 class _WorkSpace(threading.local):
@@ -100,6 +101,13 @@ def _frames(positions: Array, cells: Array, pbc: Array, ptr: Array) -> tuple[lat
     if not volumes.all():
         raise InvalidStructureError(
             f"structure {np.argmin(volumes)}: periodic cell spans no volume; check cell and pbc", "flat_cell"
+        )
+    rounding = np.abs(transforms).max(axis=(1, 2)) * np.abs(cells).max(axis=(1, 2)) if len(cells) else volumes
+    if (rounding > _MOST_SKEWED).any():
+        raise InvalidStructureError(
+            f"structure {np.argmax(rounding)}: cell is so skewed that its shortest vectors drown in rounding; "
+            "give a reduced cell of the same lattice",
+            "skewed_cell",
         )
     wraps, wrapped, spreads, in_range = lattice.wrap_atoms(positions, cells, pbc, ptr, transforms, reciprocals)
     if not in_range:

@@ -182,6 +182,8 @@ def wrap_atoms(positions, cells, pbc, ptr, transforms, reciprocals):
             spreads[b, i] = max(high - low, 0.0)
         for n in range(ptr[b], ptr[b + 1]):
             for x in range(3):
+                if abs(wraps[n, x]) > _FARTHEST:
+                    return wraps, wrapped, spreads, False
                 shift = wraps[n, 0] * cells[b, 0, x] + wraps[n, 1] * cells[b, 1, x] + wraps[n, 2] * cells[b, 2, x]
                 wrapped[n, x] = positions[n, x] - shift
     return wraps, wrapped, spreads, True

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from ase.build import bulk, fcc111
+from ase.io import read
 from ase.neighborlist import primitive_neighbor_list
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ import jmp_data
 from jmp_data.errors import InvalidStructureError
 from jmp_data.graphs import RadiusGraph, radius_graph
 from tests.jmp_data.graphs.structures import Case, brute_force, cases, rotated
+from tests.shared import SHARED, needs_shared
 
 
 def examples(count: int) -> settings:
@@ -200,6 +202,7 @@ def test_float32_and_lists_are_taken() -> None:
         ({"cell": np.ones((3, 3))}, "no volume"),
         ({"cell": np.eye(3) * 1e-3}, "check the units"),
         ({"positions": np.full((1, 3), 1e12)}, "check the units"),
+        ({"cell": np.array([[4.0, 0, 0], [4e6, 4, 0], [3e6, -5e6, 4]])}, "reduced cell"),
         ({"backend": "sorcery"}, "unknown"),
         ({"backend": "torch_cluster"}, "no periodicity"),
     ],
@@ -208,3 +211,18 @@ def test_bad_input_is_refused_with_what_to_do(change: dict, message: str) -> Non
     arguments = {"positions": np.zeros((1, 3)), "cell": np.eye(3) * 4, "pbc": True, "cutoff": 3.0, **change}
     with pytest.raises(InvalidStructureError, match=message):
         radius_graph(**arguments)
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    "name",
+    [
+        "oc20/random1447590.traj", "oc20/toy_c3h8_relax.extxyz", "ase_traj/MoS2.traj",
+        "ase_traj/ocp_nrr_mp-2677_H_0.traj", "ase_traj/finetune_structure_0001.traj", "extxyz/hfo2.extxyz",
+        "extxyz/Perovskite.xyz", "extxyz/carbon_reduced_100.xyz", "md22/md22_Ac-Ala3-NHMe_frames0-2.xyz",
+    ],
+)  # fmt: skip
+def test_real_structures_equal_ase(name: str) -> None:
+    """No truncation or cutoff of these lies within 1e-9 Å of a distance."""
+    atoms = read(SHARED / "samples" / name, index=0)
+    check_against_ase(Case(atoms.positions, atoms.cell.array, atoms.pbc, 6.0, None))
