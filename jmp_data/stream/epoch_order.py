@@ -27,6 +27,9 @@ from jmp_data.mixture.permutation import derive_key, stratified_order
 from jmp_data.stream.dataset_order import DatasetOrder, Ints, Window
 
 CHAPTER_SAMPLES = 8192
+WINDOW_BLOCKS = 64
+"""Default; docs/shuffling.md shows what it was chosen from."""
+
 ORDER_VERSION = 1
 """Raised whenever the same inputs would give another order; saved states carry it."""
 

@@ -89,7 +89,7 @@ def gather(samples: Samples, columns: tuple[BatchColumn, ...], block_of: Callabl
         for column in columns:
             if column.present[window.dataset]:
                 extent = atoms if column.field.level == "atom" else whole
-                _copy(block.columns[column.field.name], out[column.key], column, extent)
+                _copy(block.columns[column.field.name], out[column.key], extent)
     atom_level = frozenset(column.key for column in columns if column.field.level == "atom")
     return Gathered(out, atom_level, natoms, samples.dataset, samples.index)
 
@@ -115,12 +115,11 @@ def _by_block(samples: Samples) -> list[tuple[Window, int, Ints]]:
     return [(samples.windows[v // most], v % most, group) for v, group in zip(firsts, groups, strict=False)]
 
 
-def _copy(source: Array, target: Array, column: BatchColumn, extent: tuple[Ints, Ints, Ints]) -> None:
+def _copy(source: Array, target: Array, extent: tuple[Ints, Ints, Ints]) -> None:
     if source.dtype == np.uint8 and target.dtype == np.int64:
         _widen_rows(source, target, *extent)
-        return
-    size = column.field.row_size * target.dtype.itemsize
-    _copy_rows(_bytes(source), _bytes(target), *extent, size)
+    elif len(source):
+        _copy_rows(_bytes(source), _bytes(target), *extent, source.nbytes // len(source))
 
 
 def _bytes(array: Array) -> npt.NDArray[np.uint8]:

@@ -27,7 +27,7 @@ from jmp_data.stream.balance import CostModel
 from jmp_data.stream.collate import collate
 from jmp_data.stream.columns import batch_columns
 from jmp_data.stream.edges import GraphBuilder, GraphChoice, attach, geometry_of
-from jmp_data.stream.epoch_order import CHAPTER_SAMPLES, ORDER_VERSION, EpochOrder
+from jmp_data.stream.epoch_order import ORDER_VERSION, WINDOW_BLOCKS, EpochOrder
 from jmp_data.stream.gather import gather
 from jmp_data.stream.limits import MAX_NEIGHBORS, BatchLimits
 from jmp_data.stream.pool import WorkerPool
@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 
     from jmp_data.shards.dataset import ShardDataset
 
-WINDOW_BLOCKS = 32
+SECTION_SAMPLES = 16384
+"""Samples, over all ranks, that are gathered at a time; their arrays live as long as any batch made of them."""
+
 BATCHES_PER_WORKER = 2
 """Batches whose graphs are being built ahead of the one that is wanted."""
 
@@ -200,7 +202,7 @@ class StreamLoader:
             blocks = BlocksAhead(order, place.position, fetcher, self._prefetch_blocks)
             step, position = place.step, place.position
             while position < order.size:
-                stops = steps.stops(step, position, CHAPTER_SAMPLES)
+                stops = steps.stops(step, position, SECTION_SAMPLES)
                 last = int(stops[-1])
                 blocks.move_to(order.chapter_of(last - 1), order.consumed(order.chapter_of(position)))
                 samples = order.samples(position, last)

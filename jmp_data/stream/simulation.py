@@ -8,7 +8,7 @@ import numpy as np
 
 from jmp_data.mixture import Member, Mixture
 from jmp_data.stream.balance import CostModel, imbalance
-from jmp_data.stream.epoch_order import EpochOrder
+from jmp_data.stream.epoch_order import WINDOW_BLOCKS, EpochOrder
 from jmp_data.stream.limits import BatchLimits
 
 SAMPLED_STEPS = 200
@@ -24,7 +24,7 @@ def simulate(
     epoch: int = 0,
     shuffle: bool = True,
     cost: CostModel | None = None,
-    window_blocks: int = 32,
+    window_blocks: int = WINDOW_BLOCKS,
 ) -> dict[str, Any]:
     """Plan an epoch without reading a structure.
 

@@ -21,7 +21,7 @@ from tests.jmp_data.stream.mixtures import identities, mixtures, owed_visits
 def small_sections(monkeypatch):
     """Chapters and sections of a few batches, so that small epochs cross many of their borders."""
     monkeypatch.setattr(epoch_order, "CHAPTER_SAMPLES", 40)
-    monkeypatch.setattr(loader, "CHAPTER_SAMPLES", 40)
+    monkeypatch.setattr(loader, "SECTION_SAMPLES", 40)
 
 
 limits = st.one_of(
@@ -196,7 +196,7 @@ CHANGES = {
         lambda: StreamLoader(Mixture.from_datasets(two()), max_atoms=99),
         "global max atoms was absent, now 99; global batch size was 8, now absent",
     ),
-    "window": (lambda: StreamLoader(Mixture.from_datasets(two()), 8, window_blocks=3), "window blocks was 32, now 3"),
+    "window": (lambda: StreamLoader(Mixture.from_datasets(two()), 8, window_blocks=3), "window blocks was 64, now 3"),
     "order": (lambda: StreamLoader(Mixture.from_datasets(two()), 8, shuffle=False), "shuffle was True, now False"),
     "content": (lambda: StreamLoader(Mixture.from_datasets(two(seed=9)), 8), "data set a was 45 samples with digest"),
     "temperature": (
