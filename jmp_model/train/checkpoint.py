@@ -207,6 +207,8 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, 
     """
     by_parameter = _grouped(tensors)
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if name not in by_parameter:
             raise CheckpointError(f"the checkpoint has no optimiser state for {name}; start a new run from it instead")
         optimizer.state[parameter] = {moment: like(parameter, value) for moment, value in by_parameter[name].items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,19 +139,30 @@ def check_resume(config: PretrainConfig, checkpoint: Checkpoint, folder: Path) -
     Raises:
         ManifestError: names the first setting that differs, with both values.
     """
-    stored, now = _fixed_settings(checkpoint.config), _fixed_settings(config.model_dump(mode="json"))
+    refuse_changed_settings(checkpoint.config, config.model_dump(mode="json"), folder, free=_FREE_ON_RESUME)
+
+
+def refuse_changed_settings(
+    before: Mapping[str, Any], after: Mapping[str, Any], folder: Path, *, free: Sequence[str]
+) -> None:
+    """Compare two resolved configurations, leaving out sections that may change.
+
+    Raises:
+        ManifestError: names the first setting that differs, with both values.
+    """
+    stored, now = _fixed_settings(before, free), _fixed_settings(after, free)
     for key in sorted(stored.keys() | now.keys()):
         if stored.get(key) != now.get(key):
             raise ManifestError(
                 f"{folder}: cannot resume with {key} = {now.get(key)}: the run was started with {stored.get(key)}. "
-                "Leave it as it was, or start a new run (init_from takes the weights over)"
+                "Leave it as it was, or start a new run from its weights"
             )
 
 
-def _fixed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _fixed_settings(settings: Mapping[str, Any], free: Sequence[str]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        if key in _FREE_ON_RESUME:
+        if key in free:
             continue
         if isinstance(value, Mapping) and key != "model_changes":
             flat |= {f"{key}.{name}": v for name, v in value.items() if not (key == "data" and name in _FREE_DATA)}
