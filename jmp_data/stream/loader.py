@@ -109,8 +109,6 @@ class StreamLoader:
             raise ManifestError(f"rank {rank} must lie between 0 and world_size - 1 = {world_size - 1}")
         if num_workers < 0:
             raise ManifestError(f"num_workers is {num_workers}; 0 loads in this process")
-        if not 0 <= rank < world_size:
-            raise ManifestError(f"rank {rank} must lie between 0 and world_size - 1 = {world_size - 1}")
         self._columns = batch_columns(self.mixture, targets)
         self._graphs = None if graphs is None else GraphBuilder.for_mixture(self.mixture, graphs, edge_dropout, seed)
         self._cost, self._window_blocks = cost, window_blocks
@@ -164,11 +162,16 @@ class StreamLoader:
             "shuffle": self.shuffle,
             "window_blocks": self._window_blocks,
             **self.limits.of_all_ranks,
+            **({} if self.limits.max_edges is None else {"edges_per_atom": self._neighbors}),
             "datasets": {
                 m.name: [_short(m.dataset.fingerprint, m.selection.fingerprint), m.samples if self.shuffle else m.size]
                 for m in self.mixture
             },
         }
+
+    @property
+    def _neighbors(self) -> int:
+        return MAX_NEIGHBORS if self._graphs is None else self._graphs.main_neighbors
 
     def _epoch_plan(self, epoch: int) -> tuple[EpochOrder, Steps]:
         """The order of an epoch and its cuts; the last one asked for is kept."""
@@ -176,8 +179,7 @@ class StreamLoader:
             order = EpochOrder(
                 self.mixture, seed=self.seed, epoch=epoch, window_blocks=self._window_blocks, shuffle=self.shuffle
             )
-            neighbors = MAX_NEIGHBORS if self._graphs is None else self._graphs.main_neighbors
-            self._plan = order, self.limits.cut(order, self.mixture, cost=self._cost, neighbors=neighbors)
+            self._plan = order, self.limits.cut(order, self.mixture, cost=self._cost, neighbors=self._neighbors)
         return self._plan
 
     def __iter__(self) -> Iterator[Batch]:

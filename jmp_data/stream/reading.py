@@ -131,6 +131,11 @@ class BlocksAhead:
                     self._ahead.append(needed_in)
             self._next = next(self._schedule, None)
 
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in memory or on their way."""
+        return sum(len(blocks) for blocks in self._pending.values())
+
     def block(self, window: Window, visit: int) -> Block:
         """The block of a visit; waits until it is there."""
         return self._pending[window.dataset, window.start][int(window.blocks[visit])]()
