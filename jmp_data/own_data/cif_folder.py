@@ -23,6 +23,7 @@ from jmp_data.sources.cif_p1 import parse_cif
 from jmp_data.sources.pymatgen_json import StructureError
 
 _MISSING = {"", "nan", "none", "null", "na", "n/a", "?"}
+_OTHER_LAYOUT = ("no_structure", "symmetry")  # what the fast way does not take, pymatgen may
 _FLAGS = {"true": True, "false": False}
 
 
@@ -49,7 +50,7 @@ def _read(path: Path, row: int) -> Outcome:
         crystal, columns = parse_cif(text)
         numbers, positions, cell = crystal.atomic_numbers, crystal.positions, crystal.cell
     except StructureError as error:
-        if error.reason != "no_structure":
+        if error.reason not in _OTHER_LAYOUT:
             return Unreadable(row, path.stem, error.reason, str(error), text)
         try:
             numbers, positions, cell = _expand(text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from jmp_data.errors import ManifestError
 from jmp_data.own_data.manifest import PbcRule
 from jmp_data.own_data.plausibility import judge_length_unit
 from jmp_data.own_data.sample import Sample
@@ -25,11 +24,10 @@ def choose_length_unit(sample: Sample) -> str:
     if stated:
         sample.say_stated("units.positions", stated)
         return stated
-    if verdict.unit == "nm":
-        raise ManifestError(f"units.positions: they look like nanometres ({verdict.evidence}); convert them to Å first")
-    if verdict.unit != "Å" or not verdict.certain:
-        sample.say("guess", "units.positions", f"{verdict.unit}: {verdict.evidence}")
-    return verdict.unit
+    # Files without a statement are in Å so nearly always that distances alone are no reason to rescale them.
+    if verdict.unit != "Å":
+        sample.say("warning", "units.positions", f"taken as Å, but {verdict.evidence}; declare the unit")
+    return "Å"
 
 
 def choose_pbc(sample: Sample) -> PbcRule:

@@ -273,6 +273,9 @@ def parse_own_manifest(content: Any) -> OwnManifest:
         return OwnManifest.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the manifest"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        # A choice of several types appends the type that it tried.
+        places = [str(place) for place in first["loc"] if "[" not in str(place)]
+        where = ".".join(places) or "the manifest"
+        entries = {entry["loc"][0] for entry in error.errors(include_url=False) if entry["loc"]}
+        more = f" (and mistakes in {len(entries) - 1} more entries)" if len(entries) > 1 else ""
         raise ManifestError(f"{where}: {first['msg'].removeprefix('Value error, ')}{more}") from error

@@ -33,7 +33,7 @@ def manifest_text(proposal: Proposal, file_name: str) -> str:
         lines += _entry("files", manifest["files"], f"{proposal.inspection.count} structures in all")
     lines += _entry("format", manifest["format"])
     if "table" in manifest:
-        lines += _entry("table", {"file": manifest["table"]["file"], "id": _id_column(proposal)})
+        lines += _entry("table", manifest["table"])
     lines += ["", *_evidence(said, "files", "units"), "units:  # of the files; on disk everything becomes eV and Å"]
     units = {name: unit for name, unit in manifest["units"].items() if unit != "auto"}
     lines += _indented(units)
@@ -45,7 +45,7 @@ def manifest_text(proposal: Proposal, file_name: str) -> str:
     kinds = "total, adsorption, formation, atomization or none"
     lines += [*_evidence(said, "energy_kind"), *_entry("energy_kind", manifest["energy_kind"], kinds)]
     lines += [*_evidence(said, "required"), *_entry("required", manifest["required"], "without these: set aside")]
-    lines += ["", *_targets(proposal, manifest["targets"], said)]
+    lines += ["", *_targets(proposal, said)]
     lines += ["", *_evidence(said, "pbc"), *_entry("pbc", manifest["pbc"], "given, true or false")]
     rules = "given, all 2, constraint or layers; 0 bulk, 1 surface, 2 adsorbate"
     lines += [*_evidence(said, "tags"), *_entry("tags", manifest["tags"], rules)]
@@ -93,27 +93,17 @@ def _indented(entries: Mapping[str, Any]) -> list[str]:
     return [f"  {name}: {_plain(value)}" for name, value in entries.items()]
 
 
-def _id_column(proposal: Proposal) -> str:
-    return "" if proposal.inspection.table is None else proposal.inspection.table.id_column
-
-
-def _targets(proposal: Proposal, targets: Mapping[str, Any], said: Mapping[str, Sequence[Statement]]) -> list[str]:
+def _targets(proposal: Proposal, said: Mapping[str, Sequence[Statement]]) -> list[str]:
+    targets = {
+        name: entry.model_dump(mode="json", exclude_defaults=True) for name, entry in proposal.manifest.targets.items()
+    }
     evidence = _evidence(said, "targets")
     if targets:
-        return [*evidence, "targets:", *_indented({name: _short(name, entry) for name, entry in targets.items()})]
+        return [*evidence, "targets:", *_indented(targets)]
     if not proposal.further:
         return [*evidence, "targets: {}"]
-    further = [
-        f"#   {line.strip()}"
-        for line in _indented({name: _short(name, entry) for name, entry in proposal.further.items()})
-    ]
+    further = [f"#   {line.strip()}" for line in _indented(proposal.further)]
     return [*evidence, "targets: {}  # or, of what there is:", *further]
-
-
-def _short(name: str, entry: Mapping[str, str]) -> dict[str, str]:
-    """Without what goes without saying."""
-    usual = {"key": name, "unit": "", "level": "structure", "kind": "intensive"}
-    return {field: value for field, value in entry.items() if value != usual[field]}
 
 
 def _split_entries(splits: Mapping[str, Any]) -> dict[str, Any]:

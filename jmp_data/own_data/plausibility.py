@@ -105,8 +105,8 @@ def judge_length_unit(records: Sequence[Record]) -> UnitVerdict:
     shown = f"the shortest distance is {ratio:.2f} times the sum of covalent radii (median of {len(ratios)} structures)"
     for unit, (low, high) in {"bohr": _BOHR_RATIO, "nm": _NANOMETRE_RATIO}.items():
         if low < ratio < high:
-            return UnitVerdict(unit, unit == "bohr", f"{shown} if read as Å, as it is for {unit}")
-    return UnitVerdict("Å", 0.5 < ratio < _BOHR_RATIO[0], f"{shown}, as it is for Å")
+            return UnitVerdict(unit, True, f"{shown} if read as Å, as in a file in {unit}")
+    return UnitVerdict("Å", 0.5 < ratio < _BOHR_RATIO[0], f"{shown}, as in a file in Å")
 
 
 def _expected_energy(record: Record) -> float:

@@ -16,7 +16,6 @@ from jmp_data.own_data.manifest import OwnManifest, parse_own_manifest
 from jmp_data.own_data.resolve import Choices, resolve
 from jmp_data.own_data.split_choice import Division, divide
 from jmp_data.own_data.survey import KeyFacts
-from jmp_data.schema.fields import Level
 from jmp_data.sources import source_names
 
 TABLE_SUFFIX = ".csv"
@@ -119,9 +118,9 @@ def _find_targets(manifest: OwnManifest, choices: Choices, inspection: Inspectio
             continue
         name = re.sub(r"[^A-Za-z0-9_]+", "_", fact.name).strip("_")
         name = name if name[:1].isalpha() else f"target_{name}"
-        unit = inspection.stated.by_key.get(key, "")
-        level: Level = fact.level
-        found.setdefault(f"{name}_target" if name in _TAKEN else name, {"key": key, "level": level, "unit": unit})
+        name = f"{name}_target" if name in _TAKEN else name
+        entry = {"key": key if key != name else "", "unit": inspection.stated.by_key.get(key, "")}
+        found.setdefault(name, {field: value for field, value in entry.items() if value})
     return found
 
 
@@ -157,6 +156,8 @@ def _write_out(
         "tags": choices.resolved.tags,
         "splits": division.chosen.model_dump(mode="json"),
     }
+    if inspection.table is not None and manifest.table is not None:
+        written["table"] = {"file": manifest.table.file, "id": inspection.table.id_column}
     return written
 
 

@@ -75,7 +75,7 @@ def _walk(file: IO[bytes], offset: int) -> Iterator[XyzFrame]:
         cut = natoms > 0 and len(lines) < natoms + 2
         end = offset + sum(map(len, lines))
         following, line = _next_line(file, end)
-        if not problem and line and not _parse_count(line):
+        if not problem and _is_atom_row(line):
             problem = f"{natoms} atoms announced, more rows found"
         if problem:
             following = _find_header(file, offset, lines[: 2 if natoms else 1])
@@ -99,6 +99,11 @@ def _parse_count(line: bytes) -> int:
     """The number of atoms that a line announces; 0 where it announces none."""
     word = line.strip()
     return int(word) if word.isdigit() and len(word) < 9 and 0 < int(word) <= _MOST_ATOMS else 0
+
+
+def _is_atom_row(line: bytes) -> bool:
+    """Whether a line is neither a number of atoms nor a header."""
+    return len(line.split()) > 3 and b"=" not in line
 
 
 def _find_problem(lines: list[bytes], natoms: int) -> str:
