@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from jmp_data.errors import InvalidStructureError
 from jmp_model.gemnet_oc.backbone import BackboneOutput, GemNetOC
 from jmp_model.gemnet_oc.config import GemNetOCConfig
+from jmp_model.gemnet_oc.fused import plain_layers
 from jmp_model.gemnet_oc.graphs import ModelInputs
 from jmp_model.gemnet_oc.topology import Topology
 from jmp_model.heads.pretraining import PretrainingHeads
@@ -84,15 +85,17 @@ class PretrainingModel(_AtomisticModel):
         self.tasks = tuple(tasks)
         self.output = PretrainingHeads(config, len(self.tasks))
 
-    def forward(self, batch: Any, *, topology: Topology | None = None) -> Predictions:
-        """Evaluate all heads for every structure.
+    def forward(self, batch: Any, *, topology: Topology | None = None, task_index: Tensor | None = None) -> Predictions:
+        """Evaluate the heads.
 
         Args:
             batch: `ModelInputs`, or a batch that `ModelInputs.from_batch` reads.
             topology: index structure of the graphs, if it is at hand already.
+            task_index: (B,) the task of each structure. If given, only that head is evaluated for it, and the columns of
+                the others are zero: all that a loss masked by task can see, for a quarter of the work.
         """
         inputs = as_inputs(batch)
-        return Predictions(*self.output(self._features(inputs, topology), inputs))
+        return Predictions(*self.output(self._features(inputs, topology), inputs, task_index))
 
 
 class FineTuningModel(_AtomisticModel):
@@ -121,8 +124,10 @@ class FineTuningModel(_AtomisticModel):
             positions = inputs.positions
             if not positions.requires_grad:
                 positions = positions.detach().requires_grad_()
-            out = self._evaluate(replace(inputs, positions=positions), topology)
-            out["forces"] = gradient_forces(out["energy"], positions, create_graph=self.training)
+            # Training on forces differentiates twice, where ordinary operations are the shorter way.
+            with plain_layers(self.training):
+                out = self._evaluate(replace(inputs, positions=positions), topology)
+                out["forces"] = gradient_forces(out["energy"], positions, create_graph=self.training)
         return out if self.training else {name: value.detach() for name, value in out.items()}
 
     def _evaluate(self, inputs: ModelInputs, topology: Topology | None) -> dict[str, Tensor]:

@@ -54,6 +54,15 @@ def cosines(first: Tensor, second: Tensor) -> Tensor:
     return (first * second).sum(-1).clamp(-1.0, 1.0)
 
 
+def pairwise_cosines(first: Tensor, second: Tensor) -> Tensor:
+    """Cosines between all unit vectors of two blocks, (groups, n, 3) and (groups, m, 3): (groups, n, m).
+
+    Written out, because a matrix product may be carried out in reduced precision.
+    """
+    x, y, z = (first[:, :, None, i] * second[:, None, :, i] for i in range(3))
+    return (x + y + z).clamp(-1.0, 1.0)
+
+
 def dihedral_angles(first: Tensor, second: Tensor) -> Tensor:
     """Angle in [0, π] between two plane normals (..., 3), as the original computes it."""
     y = torch.linalg.cross(first, second).norm(dim=-1).clamp(min=1e-9)

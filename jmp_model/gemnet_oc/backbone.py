@@ -12,7 +12,7 @@ from jmp_model.gemnet_oc.config import GemNetOCConfig
 from jmp_model.gemnet_oc.graphs import ModelInputs
 from jmp_model.gemnet_oc.interaction import InteractionBlock
 from jmp_model.gemnet_oc.kernels import build_kernels, measure
-from jmp_model.gemnet_oc.output import FinalFeatures, OutputBlock
+from jmp_model.gemnet_oc.output import FinalEdgeFeatures, FinalFeatures, OutputBlock
 from jmp_model.gemnet_oc.topology import Topology, build_topology
 
 
@@ -48,7 +48,7 @@ class GemNetOC(nn.Module):
         parts, depth = config.num_blocks + 1, config.num_global_out_layers
         self.out_mlp_E = FinalFeatures(config.emb_size_atom, parts, depth)
         if config.direct_forces:
-            self.out_mlp_F = FinalFeatures(config.emb_size_edge, parts, depth)
+            self.out_mlp_F = FinalEdgeFeatures(config.emb_size_edge, parts, depth)
 
     def forward(self, h: Tensor, inputs: ModelInputs, topology: Topology | None = None) -> BackboneOutput:
         """Compute features.
@@ -75,7 +75,7 @@ class GemNetOC(nn.Module):
                 edge_parts.append(edges)
         return BackboneOutput(
             atom_features=self.out_mlp_E(torch.cat(atom_parts, dim=-1)),
-            edge_features=self.out_mlp_F(torch.cat(edge_parts, dim=-1)) if edge_parts else None,
+            edge_features=self.out_mlp_F(edge_parts) if edge_parts else None,
             vectors=geometry.main_vector,
             topology=topology,
         )

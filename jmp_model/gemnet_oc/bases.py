@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from jmp_model.gemnet_oc import gathering
 from jmp_model.gemnet_oc.config import GemNetOCConfig
 from jmp_model.gemnet_oc.initializers import he_orthogonal_
 from jmp_model.gemnet_oc.layers import Dense
@@ -110,8 +111,7 @@ class EdgeEmbedding(nn.Module):
 
     def forward(self, h: Tensor, edge: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """Map h (N, A) and edge features (E, ·) to (E, out)."""
-        out: Tensor = self.dense(torch.cat([h[source], h[target], edge], dim=-1))
-        return out
+        return gathering.edge_update(edge, h, self.dense.weight, source, target)
 
 
 class Bases(nn.Module):

@@ -83,7 +83,7 @@ def quadruplets(topology: Topology) -> Quadruplets:
     place_edge, place_slot = torch.nonzero(quads.output_mask, as_tuple=True)
     triplets_out = Triplets(inner=quads.qint_of_output[place_edge, place_slot], outer=quads.output_edges[place_edge])
     there = quads.output_mask[..., None] & quads.input_mask[quads.qint_of_output]
-    there.view(-1, there.shape[-1])[quads.closing_place, quads.closing_input % quads.input_layout.width] = False
+    there.view(-1, there.shape[-1])[quads.closing_edge, quads.closing_input % quads.input_layout.width] = False
     outer, at, slot = torch.nonzero(there, as_tuple=True)
     edge_ba = quads.qint_of_output[outer, at]
     edge_db = quads.input_edges[inner_edges[edge_ba, slot]]

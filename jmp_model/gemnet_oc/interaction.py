@@ -1,5 +1,8 @@
 """One interaction block: five kinds of messages from the same input, then the update of edges and atoms.
 
+Messages to edges come as narrow features with the weights that widen them, so that the block can add them up without
+ever holding them side by side.
+
 Shapes: N atoms, E main edges, A/W sizes of atom and edge features; see `kernels` for the coefficient blocks.
 """
 
@@ -10,19 +13,17 @@ import math
 import torch
 from torch import Tensor, nn
 
+from jmp_model.gemnet_oc import fused, gathering
 from jmp_model.gemnet_oc.config import GemNetOCConfig
+from jmp_model.gemnet_oc.fused import INV_SQRT_2
 from jmp_model.gemnet_oc.kernels import Kernels, QuadrupletKernels
-from jmp_model.gemnet_oc.layers import (
-    INV_SQRT_2,
-    BilinearWeight,
-    Dense,
-    dense_then_residuals,
-    residual_stack,
-    scaled_silu,
-)
+from jmp_model.gemnet_oc.layers import BilinearWeight, Dense, dense_then_residuals, residual_stack, scaled_silu
 from jmp_model.gemnet_oc.ragged import exchange, pick, spread, sum_by_group
 from jmp_model.gemnet_oc.scaling import ScaleFactor
 from jmp_model.gemnet_oc.topology import QuadrupletTopology, Topology
+
+EdgeMessages = list[tuple[Tensor, Tensor, Tensor | None]]
+"""Narrow features, the weight (W, narrow) that widens them, and the edges that they belong to (None: all)."""
 
 
 class EdgeToEdge(nn.Module):
@@ -40,15 +41,18 @@ class EdgeToEdge(nn.Module):
         self.up_projection_ca = Dense(size_out, edge, activation=True)
         self.up_projection_ac = Dense(size_out, edge, activation=True)
 
-    def forward(self, m: Tensor, kernels: Kernels, topology: Topology) -> Tensor:
-        """Map m (E, W) to the message on main edges (E, W)."""
+    def forward(self, m: Tensor, kernels: Kernels, topology: Topology) -> EdgeMessages:
+        """Map m (E, W) to messages on main edges."""
+        u = _start(m, kernels.rad_e2e, self.dense_ba, self.mlp_rbf, self.scale_rbf, self.down_projection)
         layout = topology.main.layout
-        u = self.dense_ba(m)
-        u = self.scale_rbf(u * self.mlp_rbf(kernels.rad_e2e), lambda: (u, None))
-        u_down = self.down_projection(u)
-        z = (kernels.e2e @ layout.pad(u_down)).view(layout.num_groups, layout.width, -1)
-        y = self.scale_cbf_sum(self.mlp_cbf(layout.unpad(z)), lambda: (u_down, _e2e_counts(topology)))
-        return both_ways(self.up_projection_ca(y), self.up_projection_ac(y), topology)
+        y = layout.unpad(gathering.aggregate(kernels.e2e, layout.pad(u), self.mlp_cbf.weight))
+        if self.scale_cbf_sum.observing:
+            self.scale_cbf_sum.observe(y, u, _e2e_counts(topology))
+        y = self.scale_cbf_sum(y)
+        return [
+            (y, self.up_projection_ca.weight, None),
+            (exchange(y, topology.main_swap), self.up_projection_ac.weight, None),
+        ]
 
 
 class Quadruplet(nn.Module):
@@ -68,51 +72,46 @@ class Quadruplet(nn.Module):
         self.up_projection_ca = Dense(size_out, edge, activation=True)
         self.up_projection_ac = Dense(size_out, edge, activation=True)
 
-    def forward(self, m: Tensor, kernels: Kernels, topology: Topology) -> Tensor | None:
-        """Map m (E, W) to the message on main edges (E, W); None if there is no qint edge at all."""
+    def forward(self, m: Tensor, kernels: Kernels, topology: Topology) -> EdgeMessages:
+        """Map m (E, W) to messages on the main edges that have quadruplets; none without a qint edge."""
         quads, coefficients = topology.quads, kernels.quads
         if quads is None or coefficients is None:
-            return None
-        u = self._modulate(pick(m, quads.input_edges), pick(kernels.rad_qint, quads.input_edges))
-        if self.scale_rbf.sums is not None:
-            self._modulate(m, kernels.rad_qint, observed=True)
-        u = quads.input_layout.pad(self.down_projection(u))[quads.source_row]
+            return []
+        if self.scale_rbf.observing:
+            # The original fits this scale on all edges, also on those that are part of no quadruplet.
+            _observe_modulation(m, kernels.rad_qint, self.dense_db, self.mlp_rbf, self.scale_rbf)
+        x, radial = pick(m, quads.input_edges), pick(kernels.rad_qint, quads.input_edges)
+        weight = self.scale_rbf(self.mlp_rbf.weight)
+        u = fused.dense_modulated_projection(x, self.dense_db.weight, radial, weight, self.down_projection.weight)
+        u = quads.input_layout.pad(scaled_silu(u))[quads.source_row]
         incoming = u
-        u = self._scale_incoming(u * self.mlp_cbf(coefficients.circular), incoming, quads)
-        z = self._aggregate(u, coefficients, quads)
-        y = self.scale_sbf_sum(
-            spread(self.mlp_sbf(z), quads.output_edges, topology.main.num_edges),
-            lambda: (u.flatten(0, 1), _quad_counts(quads)),
-        )
-        return both_ways(self.up_projection_ca(y), self.up_projection_ac(y), topology)
-
-    def _modulate(self, m: Tensor, radial: Tensor, *, observed: bool = False) -> Tensor:
-        """Edge features times radial ones; the scale is fitted on all edges, also those that no quadruplet uses."""
-        u = self.dense_db(m)
-        out: Tensor = self.scale_rbf(u * self.mlp_rbf(radial), (lambda: (u, None)) if observed else None)
-        return out
-
-    def _scale_incoming(self, u: Tensor, incoming: Tensor, quads: QuadrupletTopology) -> Tensor:
-        if self.scale_cbf.sums is None:
-            scaled: Tensor = self.scale_cbf(u)
-            return scaled
-        self.scale_cbf(u[quads.input_mask], lambda: (incoming[quads.input_mask], None))
-        return u
+        u = u * self.mlp_cbf(coefficients.circular)
+        if self.scale_cbf.observing:
+            self.scale_cbf.observe(u[quads.input_mask], incoming[quads.input_mask])
+        u = self.scale_cbf(u)
+        y = self._aggregate(u, coefficients, quads)
+        if self.scale_sbf_sum.observing:
+            on_all_edges = spread(y, quads.output_edges, topology.main.num_edges)
+            self.scale_sbf_sum.observe(on_all_edges, u.flatten(0, 1), _quad_counts(quads))
+        y = self.scale_sbf_sum(y)
+        return [
+            (y, self.up_projection_ca.weight, quads.output_edges),
+            (y, self.up_projection_ac.weight, topology.main_swap[quads.output_edges]),
+        ]
 
     def _aggregate(self, u: Tensor, coefficients: QuadrupletKernels, quads: QuadrupletTopology) -> Tensor:
-        """Sum over quadruplets: (Q, D_in, K) to (Eo, w·K)."""
-        features = u.shape[2]
-        sums = quads.slots.pad(coefficients.input_terms @ u)
-        z = coefficients.output @ sums.view(quads.slots.num_groups, -1, features)
-        z = quads.output_layout.unpad(z.view(quads.output_layout.num_groups, quads.output_layout.width, -1))
-        edges, basis, slots = coefficients.closing.shape
-        closing = spread(pick(u.flatten(0, 1), quads.closing_input), quads.closing_place, edges * slots)
-        z = z - torch.bmm(coefficients.closing, closing.view(edges, slots, features)).view(edges, basis * features)
+        """Sum over quadruplets: (Q, D_in, K) to (Eo, out)."""
+        flat = u.flatten(0, 1)
+        sums = quads.slots.pad(coefficients.input_terms @ u).flatten(1, 2)
+        places, _, slots = coefficients.closing.shape
+        closing = spread(pick(flat, quads.closing_input), quads.closing_place, places * slots)
+        extra = (coefficients.closing, closing.view(places, slots, -1))
+        y = quads.output_layout.unpad(gathering.aggregate(coefficients.output, sums, self.mlp_sbf.weight, extra))
         if coefficients.rounding is not None:
             terms = coefficients.rounding
-            single = terms.coefficient[:, :, None] * u.flatten(0, 1)[terms.input_place][:, None, :]
-            z = z.index_add(0, terms.output_row, single.flatten(1))
-        return z
+            single = terms.coefficient[:, :, None] * flat[terms.input_place][:, None, :]
+            y = y.index_add(0, terms.output_row, self.mlp_sbf(single.flatten(1)))
+        return y
 
 
 class AtomToEdge(nn.Module):
@@ -131,15 +130,22 @@ class AtomToEdge(nn.Module):
         self.up_projection_ca = Dense(size_out, edge, activation=True)
         self.up_projection_ac = Dense(size_out, edge, activation=True)
 
-    def forward(self, h: Tensor, kernels: Kernels, topology: Topology) -> Tensor:
-        """Map h (N, A) to the message on main edges (E, W)."""
-        layout = topology.main.layout
+    def forward(self, h: Tensor, kernels: Kernels, topology: Topology) -> EdgeMessages:
+        """Map h (N, A) to messages on main edges."""
         u = self.dense_ba(h)[topology.a2ee2a.source]
-        u = self.scale_rbf(u * self.mlp_rbf(kernels.rad_a2e), lambda: (u, None))
-        u_down = self.down_projection(u)
-        z = (kernels.a2e @ topology.a2ee2a.layout.pad(u_down)).view(layout.num_groups, layout.width, -1)
-        y = self.scale_cbf_sum(self.mlp_cbf(layout.unpad(z)), lambda: (u_down, _a2e_counts(topology)))
-        return both_ways(self.up_projection_ca(y), self.up_projection_ac(y), topology)
+        if self.scale_rbf.observing:
+            self.scale_rbf.observe(u * self.mlp_rbf(kernels.rad_a2e), u)
+        weight = self.scale_rbf(self.mlp_rbf.weight)
+        u = scaled_silu(fused.modulated_projection(u, kernels.rad_a2e, weight, self.down_projection.weight))
+        y = gathering.aggregate(kernels.a2e, topology.a2ee2a.layout.pad(u), self.mlp_cbf.weight)
+        y = topology.main.layout.unpad(y)
+        if self.scale_cbf_sum.observing:
+            self.scale_cbf_sum.observe(y, u, _a2e_counts(topology))
+        y = self.scale_cbf_sum(y)
+        return [
+            (y, self.up_projection_ca.weight, None),
+            (exchange(y, topology.main_swap), self.up_projection_ac.weight, None),
+        ]
 
 
 class EdgeToAtom(nn.Module):
@@ -159,12 +165,12 @@ class EdgeToAtom(nn.Module):
 
     def forward(self, m: Tensor, kernels: Kernels, topology: Topology) -> Tensor:
         """Map m (E, W) to the message on atoms (N, A)."""
-        u = self.dense_ba(m)
-        u = self.scale_rbf(u * self.mlp_rbf(kernels.rad_e2a), lambda: (u, None))
-        u_down = self.down_projection(u)
-        z = kernels.e2a @ topology.main.layout.pad(u_down)
-        y = self.scale_cbf_sum(self.mlp_cbf(z.flatten(1)), lambda: (u_down, _e2a_counts(topology)))
-        out: Tensor = self.up_projection_ca(y)
+        u = _start(m, kernels.rad_e2a, self.dense_ba, self.mlp_rbf, self.scale_rbf, self.down_projection)
+        z = kernels.e2a @ topology.main.layout.pad(u)
+        y = self.mlp_cbf(z.flatten(1))
+        if self.scale_cbf_sum.observing:
+            self.scale_cbf_sum.observe(y, u, _e2a_counts(topology))
+        out: Tensor = self.up_projection_ca(self.scale_cbf_sum(y))
         return out
 
 
@@ -183,8 +189,10 @@ class AtomToAtom(nn.Module):
         """Map h (N, A) to the message on atoms (N, A)."""
         u = self.down_projection(h)
         z = kernels.a2a @ topology.pairs.pad(u[topology.pair_source])
-        y = self.scale_rbf_sum(self.bilinear(z.flatten(1)), lambda: (u[topology.a2a.source], None))
-        out: Tensor = self.up_projection(y)
+        y = self.bilinear(z.flatten(1))
+        if self.scale_rbf_sum.observing:
+            self.scale_rbf_sum.observe(y, u[topology.a2a.source])
+        out: Tensor = self.up_projection(self.scale_rbf_sum(y))
         return out
 
 
@@ -199,8 +207,10 @@ class AtomUpdate(nn.Module):
 
     def forward(self, m: Tensor, radial: Tensor, topology: Topology) -> Tensor:
         """Map m (E, W) and radial features (E, r) to the update of atoms (N, A)."""
-        y = collect_edges(m, self.dense_rbf(radial), topology)
-        out: Tensor = self.layers(self.scale_sum(y, lambda: (m, None)))
+        y = collect_edges(m, radial, self.dense_rbf, topology)
+        if self.scale_sum.observing:
+            self.scale_sum.observe(y, m)
+        out: Tensor = self.layers(self.scale_sum(y))
         return out
 
 
@@ -213,15 +223,8 @@ class Concatenation(nn.Module):
         self.dense = Dense(2 * config.emb_size_atom + edge, edge, activation=True)
 
     def forward(self, h: Tensor, m: Tensor, topology: Topology) -> Tensor:
-        """Map h (N, A), m (E, W) to (E, W).
-
-        The parts of the weight that see an atom are applied per atom instead of per edge.
-        """
-        source, target, edge = torch.split(self.dense.linear.weight, [h.shape[1], h.shape[1], m.shape[1]], dim=1)
-        y = nn.functional.linear(m, edge)
-        y = y + nn.functional.linear(h, source)[topology.main.source]
-        y = y + nn.functional.linear(h, target)[topology.main.target]
-        return scaled_silu(y)
+        """Map h (N, A), m (E, W) to (E, W)."""
+        return gathering.edge_update(m, h, self.dense.weight, topology.main.source, topology.main.target)
 
 
 class InteractionBlock(nn.Module):
@@ -245,13 +248,13 @@ class InteractionBlock(nn.Module):
 
     def forward(self, h: Tensor, m: Tensor, kernels: Kernels, topology: Topology) -> tuple[Tensor, Tensor]:
         """Map atom (N, A) and edge (E, W) features to their updates."""
-        x = self.dense_ca(m) + self.trip_interaction(m, kernels, topology)
-        quad = self.quad_interaction(m, kernels, topology)
-        if quad is not None:
-            x = x + quad
-        x = (x + self.atom_edge_interaction(h, kernels, topology)) * 0.5
+        messages = self.trip_interaction(m, kernels, topology)
+        messages += self.quad_interaction(m, kernels, topology)
+        messages += self.atom_edge_interaction(h, kernels, topology)
         h = h + self.edge_atom_interaction(m, kernels, topology) + self.atom_interaction(h, kernels, topology)
         h = h * (1 / math.sqrt(3))
+        x = fused.dense_silu(m, self.dense_ca.weight, gain=0.5)
+        x = fused.add_messages(x, messages, gain=0.5 * INV_SQRT_2)
 
         m = (m + self.layers_before_skip(x)) * INV_SQRT_2
         m = self.layers_after_skip(m)
@@ -261,14 +264,30 @@ class InteractionBlock(nn.Module):
         return h, m
 
 
-def collect_edges(m: Tensor, weight: Tensor, topology: Topology) -> Tensor:
-    """Sum m ∘ weight, both (E, W), over the edges of each target: (N, W)."""
-    return sum_by_group(m * weight, topology.main.target, topology.num_atoms)
+def collect_edges(m: Tensor, radial: Tensor, dense_rbf: Dense, topology: Topology) -> Tensor:
+    """Sum m ∘ dense_rbf(radial), both (E, W), over the edges of each target: (N, W)."""
+    return gathering.collect_edges(m, radial, dense_rbf.weight, topology.main.target, topology.main.layout)
 
 
-def both_ways(forward: Tensor, backward: Tensor, topology: Topology) -> Tensor:
-    """Combine what an edge says about itself with what its reverse says about it."""
-    return (forward + exchange(backward, topology.main_swap)) * INV_SQRT_2
+def expand_messages(messages: EdgeMessages, num_edges: int, width: int) -> Tensor:
+    """The sum of messages as the block sees it, (E, W), up to the factor that all messages share."""
+    base = messages[0][0].new_zeros(num_edges, width) if messages else torch.zeros(num_edges, width)
+    return fused.add_messages(base, messages, gain=INV_SQRT_2)
+
+
+def _start(
+    x: Tensor, radial: Tensor, dense: Dense, mlp_rbf: Dense, scale_rbf: ScaleFactor, down_projection: Dense
+) -> Tensor:
+    """Dense layer, product with radial features, projection down: (rows, units) to (rows, narrow)."""
+    if scale_rbf.observing:
+        _observe_modulation(x, radial, dense, mlp_rbf, scale_rbf)
+    weight = scale_rbf(mlp_rbf.weight)
+    return scaled_silu(fused.dense_modulated_projection(x, dense.weight, radial, weight, down_projection.weight))
+
+
+def _observe_modulation(x: Tensor, radial: Tensor, dense: Dense, mlp_rbf: Dense, scale_rbf: ScaleFactor) -> None:
+    u = dense(x)
+    scale_rbf.observe(u * mlp_rbf(radial), u)
 
 
 def _e2e_counts(topology: Topology) -> Tensor:

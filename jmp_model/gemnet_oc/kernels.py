@@ -9,7 +9,8 @@ Shapes: N atoms, E main edges, D/D2 slots for main/a2ee2a edges at one atom, K f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +22,13 @@ from jmp_model.gemnet_oc.angular import (
     dihedral_angles,
     dihedral_input_terms,
     dihedral_output_terms,
+    cosines,
     legendre_basis,
+    pairwise_cosines,
 )
 from jmp_model.gemnet_oc.bases import Bases
 from jmp_model.gemnet_oc.config import Collinear
-from jmp_model.gemnet_oc.ragged import pick, sum_by_group
+from jmp_model.gemnet_oc.ragged import pick, spread, sum_by_group
 from jmp_model.gemnet_oc.topology import QuadrupletTopology, TargetSorted, Topology
 
 
@@ -50,7 +53,7 @@ class QuadrupletKernels:
         circular: (Q, D_in, q) projected circular basis of each d→b→a.
         input_terms: (Q, 2S, D_in) azimuthal terms of d, zero for excluded places.
         output: (Na, D_out·w, Dq·2S) coefficients of the azimuthal sums for each main edge c→a.
-        closing: (Eo, w, Dq) what `output` counts too much: the edge c→b, which is no quadruplet of c→a.
+        closing: (Na·D_out, w, Dq) what `output` counts too much: the edge c→b, which is no quadruplet of c→a.
         rounding: what the original computes for collinear quadruplets beyond a right angle, if that is wanted.
     """
 
@@ -121,17 +124,31 @@ def measure(topology: Topology, positions: Tensor, cell: Tensor, batch: Tensor) 
 def build_kernels(
     bases: Bases, topology: Topology, geometry: Geometry, *, collinear: Collinear = "right_angle"
 ) -> Kernels:
-    """Evaluate the bases and contract them as far as features are not needed."""
+    """Evaluate the bases and contract them as far as features are not needed.
+
+    This is done in the precision of the positions even under autocast: an angle in half precision is no angle. The
+    result comes in the autocast type.
+    """
+    device = geometry.main_distance.device.type
+    with torch.autocast(device, enabled=False):
+        kernels = _evaluate_kernels(bases, topology, geometry, collinear)
+    if torch.is_autocast_enabled(device):
+        reduced: Kernels = _cast(kernels, torch.get_autocast_dtype(device))
+        return reduced
+    return kernels
+
+
+def _evaluate_kernels(bases: Bases, topology: Topology, geometry: Geometry, collinear: Collinear) -> Kernels:
     main, a2ee2a = topology.main.layout, topology.a2ee2a.layout
     orders = bases.num_spherical
     radial = bases.radial_basis(geometry.main_distance)
     radial_a2ee2a = bases.radial_basis(geometry.a2ee2a_distance)
     vectors, inner_vectors = main.pad(geometry.main_vector), a2ee2a.pad(geometry.a2ee2a_vector)
 
-    e2e_angles = legendre_basis((vectors @ vectors.transpose(1, 2)).clamp(-1, 1), orders)
+    e2e_angles = legendre_basis(pairwise_cosines(vectors, vectors), orders)
     itself = torch.eye(main.width, dtype=torch.bool, device=radial.device)[None, :, :, None]
     e2e_angles = e2e_angles.masked_fill(itself, 0.0)
-    mixed_angles = legendre_basis((vectors @ inner_vectors.transpose(1, 2)).clamp(-1, 1), orders)
+    mixed_angles = legendre_basis(pairwise_cosines(vectors, inner_vectors), orders)
     mixed_angles = mixed_angles.masked_fill(topology.same_image[..., None], 0.0)
 
     e2a_inner = a2ee2a.pad(bases.mlp_cbf_eaint(radial_a2ee2a))
@@ -159,6 +176,18 @@ def build_kernels(
     )
 
 
+def _cast(kernels: Any, dtype: torch.dtype) -> Any:
+    """The same with all tensors of another floating-point type."""
+    changed = {}
+    for item in fields(kernels):
+        value = getattr(kernels, item.name)
+        if is_dataclass(value):
+            changed[item.name] = _cast(value, dtype)
+        elif isinstance(value, Tensor) and value.is_floating_point():
+            changed[item.name] = value.to(dtype)
+    return replace(kernels, **changed)
+
+
 def edge_kernel(projected: Tensor, angles: Tensor) -> Tensor:
     """Contract radial and angular halves, (N, D, q, S) with (N, D, D_in, S) to (N, D·q, D_in)."""
     groups, width, out, orders = projected.shape
@@ -180,14 +209,14 @@ def _quadruplet_kernels(
     frames = axis_frames(axes)
 
     inner_vectors = vectors[quads.source_atoms][:, : quads.input_layout.width][quads.source_row]
-    inner_angles = legendre_basis((inner_vectors * axes[:, None]).sum(-1).clamp(-1, 1), orders)
+    inner_angles = legendre_basis(cosines(inner_vectors, axes[:, None]), orders)
     circular = inner_angles @ bases.mlp_cbf_qint(bases.radial_basis(geometry.qint_distance)).transpose(1, 2)
     inner = azimuths(inner_vectors, (frames[0][:, None], frames[1][:, None]), orders)
     input_terms = dihedral_input_terms(inner) * quads.input_mask[..., None].to(radial.dtype)
 
     at = quads.qint_of_output
     outer_vectors = geometry.main_vector[quads.output_edges][:, None]
-    outer_angles = legendre_basis((outer_vectors * axes[at]).sum(-1).clamp(-1, 1), orders)
+    outer_angles = legendre_basis(cosines(outer_vectors, axes[at]), orders)
     outer_angles = outer_angles * quads.output_mask[..., None].to(radial.dtype)
     outer = azimuths(outer_vectors, (frames[0][at], frames[1][at]), orders)
     spherical = outer_angles @ bases.mlp_sbf_qint.split_outer(radial[quads.output_edges], orders)
@@ -208,14 +237,13 @@ def _quadruplet_kernels(
 
 def _closing_kernel(quads: QuadrupletTopology, spherical: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
     """Coefficient with which the separated sums contain d = c: dihedral 0, or π/2 where a, b, c are collinear."""
-    num_edges, num_slots, out, orders = spherical.shape
-    collinear = inner.reshape(-1)[quads.closing_input] | outer.reshape(-1)[quads.closing_place]
+    _, slots, out, orders = spherical.shape
+    collinear = inner.reshape(-1)[quads.closing_input] | outer.reshape(-1)[quads.closing_edge]
     cosine = (~collinear).to(spherical.dtype)
     dihedral = legendre_basis(cosine, orders)
-    at_closing = pick(spherical.reshape(-1, out, orders), quads.closing_place)
-    values = (at_closing * dihedral[:, None]).sum(-1)
-    kernel = spherical.new_zeros(num_edges * num_slots, out).index_copy(0, quads.closing_place, values)
-    return kernel.view(num_edges, num_slots, out).transpose(1, 2)
+    values = (pick(spherical.reshape(-1, out, orders), quads.closing_edge) * dihedral[:, None]).sum(-1)
+    places = quads.output_layout.num_groups * quads.output_layout.width
+    return spread(values, quads.closing_place, places * slots).view(places, slots, out).transpose(1, 2)
 
 
 def _rounding_terms(
@@ -230,7 +258,7 @@ def _rounding_terms(
     at = quads.qint_of_output
     affected = outer.collinear[..., None] | inner.collinear[at]
     affected = affected & quads.output_mask[..., None] & quads.input_mask[at]
-    affected.view(-1, affected.shape[-1])[quads.closing_place, quads.closing_input % affected.shape[-1]] = False
+    affected.view(-1, affected.shape[-1])[quads.closing_edge, quads.closing_input % affected.shape[-1]] = False
     row, place, slot = torch.nonzero(affected, as_tuple=True)
     qint = at[row, place]
     normals = [torch.linalg.cross(v, ba[qint]) for v in (ca[row, 0], db[qint, slot])]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor, nn
 from torch.nn import functional
 
+from jmp_model.gemnet_oc import fused
+from jmp_model.gemnet_oc.fused import SILU_GAIN
 from jmp_model.gemnet_oc.initializers import he_orthogonal_
-
-SILU_GAIN = 1 / 0.6
-INV_SQRT_2 = 1 / math.sqrt(2)
 
 
 def scaled_silu(x: Tensor) -> Tensor:
@@ -37,8 +34,14 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        y: Tensor = self.linear(x)
-        return scaled_silu(y) if self.activation else y
+        if self.activation:
+            return fused.dense_silu(x, self.weight)
+        return functional.linear(x, self.weight)
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in)."""
+        return self.linear.weight
 
 
 class ResidualLayer(nn.Module):
@@ -48,10 +51,14 @@ class ResidualLayer(nn.Module):
         super().__init__()
         self.dense_mlp = nn.Sequential(Dense(units, units, activation=True), Dense(units, units, activation=True))
 
+    def _weight(self, index: int) -> Tensor:
+        dense = self.dense_mlp[index]
+        assert isinstance(dense, Dense)
+        return dense.weight
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., units) to the same shape."""
-        y: Tensor = self.dense_mlp(x)
-        return (x + y) * INV_SQRT_2
+        return fused.residual(x, self._weight(0), self._weight(1))
 
 
 def residual_stack(units: int, depth: int) -> nn.Sequential:
@@ -75,7 +82,12 @@ class BilinearWeight(nn.Module):
         super().__init__()
         self.bilinear = Dense(num_basis * in_features, out_features)
 
+    @property
+    def weight(self) -> Tensor:
+        """(out_features, num_basis·in_features), basis index slow."""
+        return self.bilinear.weight
+
     def forward(self, z: Tensor) -> Tensor:
-        """Map (rows, num_basis·in_features), basis index slow, to (rows, out_features)."""
+        """Map (rows, num_basis·in_features) to (rows, out_features)."""
         y: Tensor = self.bilinear(z)
         return y

@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
+from jmp_model.gemnet_oc import fused
 from jmp_model.gemnet_oc.config import GemNetOCConfig
+from jmp_model.gemnet_oc.fused import INV_SQRT_2
 from jmp_model.gemnet_oc.interaction import collect_edges
-from jmp_model.gemnet_oc.layers import INV_SQRT_2, Dense, dense_then_residuals, residual_stack
+from jmp_model.gemnet_oc.layers import Dense, dense_then_residuals, residual_stack, scaled_silu
 from jmp_model.gemnet_oc.scaling import ScaleFactor
 from jmp_model.gemnet_oc.topology import Topology
+
+
+@dataclass(frozen=True)
+class EdgeContribution:
+    """Per-edge features of one round, as a product that is not carried out yet.
+
+    Attributes:
+        features: (E, W).
+        radial: (E, r).
+        weight: (W, r).
+    """
+
+    features: Tensor
+    radial: Tensor
+    weight: Tensor
+
+    def product(self) -> Tensor:
+        """(E, W)."""
+        return self.features * nn.functional.linear(self.radial, self.weight)
 
 
 class OutputBlock(nn.Module):
@@ -27,28 +51,32 @@ class OutputBlock(nn.Module):
             self.dense_rbf_F = Dense(config.emb_size_rbf, config.emb_size_edge)
         self.direct_forces = config.direct_forces
 
-    def forward(self, h: Tensor, m: Tensor, radial: Tensor, topology: Topology) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, h: Tensor, m: Tensor, radial: Tensor, topology: Topology
+    ) -> tuple[Tensor, EdgeContribution | None]:
         """Map h (N, A), m (E, W) and radial features (E, r) to (N, A) and, with a force branch, (E, W)."""
         edges = self._force_features(m, radial) if self.direct_forces else None
         return self._energy_features(h, m, radial, topology), edges
 
     def _energy_features(self, h: Tensor, m: Tensor, radial: Tensor, topology: Topology) -> Tensor:
-        y = collect_edges(m, self.dense_rbf(radial), topology)
+        y = collect_edges(m, radial, self.dense_rbf, topology)
         if self.training and self.edge_dropout > 0:
             y = y / (1 - self.edge_dropout)
-        y = self.scale_sum(y, lambda: (m, None))
-        y = (self.layers(y) + h) * INV_SQRT_2
+        if self.scale_sum.observing:
+            self.scale_sum.observe(y, m)
+        y = (self.layers(self.scale_sum(y)) + h) * INV_SQRT_2
         out: Tensor = self.seq_energy2(y)
         return out
 
-    def _force_features(self, m: Tensor, radial: Tensor) -> Tensor:
+    def _force_features(self, m: Tensor, radial: Tensor) -> EdgeContribution:
         x = self.seq_forces(m)
-        out: Tensor = self.scale_rbf_F(x * self.dense_rbf_F(radial), lambda: (x, None))
-        return out
+        if self.scale_rbf_F.observing:
+            self.scale_rbf_F.observe(x * self.dense_rbf_F(radial), x)
+        return EdgeContribution(x, radial, self.scale_rbf_F(self.dense_rbf_F.weight))
 
 
 class FinalFeatures(nn.Module):
-    """Joins the contributions of all output blocks."""
+    """Joins the per-atom contributions of all output blocks."""
 
     def __init__(self, units: int, num_parts: int, depth: int) -> None:
         super().__init__()
@@ -59,3 +87,29 @@ class FinalFeatures(nn.Module):
         """Map (rows, parts·units) to (rows, units)."""
         out: Tensor = self.out_mlp(x)
         return out
+
+
+class FinalEdgeFeatures(nn.Module):
+    """Joins the per-edge contributions of all output blocks, without laying them side by side."""
+
+    def __init__(self, units: int, num_parts: int, depth: int) -> None:
+        super().__init__()
+        self.out_mlp = FinalFeatures(units, num_parts, depth).out_mlp
+
+    def forward(self, parts: Sequence[EdgeContribution]) -> Tensor:
+        """Map one contribution per output block to (E, W)."""
+        weights = self.first_weight().chunk(len(parts), dim=1)
+        total = None
+        for part, weight in zip(parts, weights, strict=True):
+            z = fused.modulated_projection(part.features, part.radial, part.weight, weight)
+            total = z if total is None else total + z
+        if total is None:
+            raise ValueError("there is no contribution to join")
+        x: Tensor = self.out_mlp[1:](scaled_silu(total))
+        return x
+
+    def first_weight(self) -> Tensor:
+        """(W, parts·W) of the layer that joins."""
+        dense = self.out_mlp[0]
+        assert isinstance(dense, Dense)
+        return dense.weight

@@ -16,9 +16,6 @@ from torch import Tensor, nn
 
 from jmp_data.errors import CheckpointError
 
-Reference = Callable[[], tuple[Tensor, Tensor | None]]
-"""Gives the tensor whose variance a factor should keep, and how often each of its rows counts (None: once)."""
-
 
 @dataclass
 class VarianceSums:
@@ -91,18 +88,28 @@ class ScaleFactor(nn.Module):
         self.scale_factor.fill_(value)
         self._is_fitted = value != 0
 
-    def forward(self, x: Tensor, reference: Reference | None = None) -> Tensor:
-        """Multiply.
+    @property
+    def observing(self) -> bool:
+        """Whether the factor is being fitted and wants to see its layer's output."""
+        return self.sums is not None
+
+    def observe(self, output: Tensor, reference: Tensor, counts: Tensor | None = None) -> None:
+        """Note the variances of a layer's output, before scaling, and of its reference.
 
         Args:
-            x: layer output, (rows, features).
-            reference: called only while fitting.
+            output: (rows, features).
+            reference: (other rows, other features), whose variance the factor should keep.
+            counts: how often each row of the reference counts; None for once.
+        """
+        if self.sums is not None:
+            self.sums.add(output, reference, counts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x, of any shape: a layer's output, or the weight that makes it.
 
         Raises:
             CheckpointError: not fitted, and not allowed to be.
         """
-        if self.sums is not None and reference is not None:
-            self.sums.add(x, *reference())
         if self.is_fitted:
             return x * self.scale_factor
         if not self.allow_unfitted:

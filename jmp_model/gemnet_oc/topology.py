@@ -74,7 +74,8 @@ class QuadrupletTopology:
         output_layout: places of those in (Na, D_out).
         output_mask: (Eo, Dq) bool, true where slot q holds a qint edge other than c→a itself.
         qint_of_output: (Eo, Dq) qint edge of each place, 0 where there is none.
-        closing_place: (Pc,) flat places (output edge, slot) where a main edge c→b closes the triangle a, b, c.
+        closing_edge: (Pc,) flat places (output edge, slot) where a main edge c→b closes the triangle a, b, c.
+        closing_place: (Pc,) the same in the padded layout, flat (atom, D_out, Dq).
         closing_input: (Pc,) flat place (qint edge, input slot) of that edge c→b: it is no quadruplet of c→a.
     """
 
@@ -90,6 +91,7 @@ class QuadrupletTopology:
     output_layout: PaddedLayout
     output_mask: Tensor
     qint_of_output: Tensor
+    closing_edge: Tensor
     closing_place: Tensor
     closing_input: Tensor
 
@@ -252,8 +254,10 @@ def _build_quadruplets(edges: EdgeSet, main: TargetSorted, main_keys: Tensor, nu
     closing_keys = own_keys[:, None] - packed[qint_of_output]
     matches = input_keys[source_row[qint_of_output]] == closing_keys[..., None]
     found, slot = matches.max(dim=-1)
-    closing_place = torch.nonzero((found & output_mask).view(-1)).view(-1)
-    closing_input = (qint_of_output * input_layout.width + slot).view(-1)[closing_place]
+    closing_edge = torch.nonzero((found & output_mask).view(-1)).view(-1)
+    closing_input = (qint_of_output * input_layout.width + slot).view(-1)[closing_edge]
+    output_layout = PaddedLayout.of(output_row, atoms.shape[0])
+    row = torch.div(closing_edge, slots.width, rounding_mode="floor")
     return QuadrupletTopology(
         qint=qint,
         source_atoms=source_atoms,
@@ -264,9 +268,10 @@ def _build_quadruplets(edges: EdgeSet, main: TargetSorted, main_keys: Tensor, nu
         atoms=atoms,
         slots=slots,
         output_edges=output_edges,
-        output_layout=PaddedLayout.of(output_row, atoms.shape[0]),
+        output_layout=output_layout,
         output_mask=output_mask,
         qint_of_output=qint_of_output,
-        closing_place=closing_place,
+        closing_edge=closing_edge,
+        closing_place=output_layout.slot[row] * slots.width + closing_edge % slots.width,
         closing_input=closing_input,
     )

@@ -1,4 +1,4 @@
-"""The pre-training heads: one energy and one direct force head per task, all evaluated for every structure."""
+"""The pre-training heads: one energy and one direct force head per task."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from jmp_model.gemnet_oc.backbone import BackboneOutput
 from jmp_model.gemnet_oc.config import GemNetOCConfig
 from jmp_model.gemnet_oc.graphs import ModelInputs
+from jmp_model.gemnet_oc.ragged import pick, spread
 from jmp_model.heads.mlp import head_mlp
 from jmp_model.heads.readout import edge_vectors_to_atoms, reduce_atoms
 
@@ -21,11 +22,34 @@ class PretrainingHeads(nn.Module):
         if config.direct_forces:
             self.out_forces = nn.ModuleList(head_mlp(config.emb_size_edge, 1) for _ in range(num_tasks))
 
-    def forward(self, output: BackboneOutput, inputs: ModelInputs) -> tuple[Tensor, Tensor | None]:
-        """Return energy (B, T) and, with a force branch, forces (N, 3, T)."""
-        per_atom = torch.cat([head(output.atom_features) for head in self.out_energy], dim=-1)
-        energy = reduce_atoms(per_atom, inputs, "sum")
+    def forward(
+        self, output: BackboneOutput, inputs: ModelInputs, task_index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Evaluate the heads.
+
+        Args:
+            output: of the backbone.
+            inputs: its structures.
+            task_index: (B,) int64, the one head to evaluate for each structure; None for all heads.
+
+        Returns:
+            Energy (B, T) and, with a force branch, forces (N, 3, T); zeros where a head was not asked for.
+        """
+        tasks = None if task_index is None else task_index[inputs.batch]
+        energy = reduce_atoms(_evaluate(self.out_energy, output.atom_features, tasks), inputs, "sum")
         if output.edge_features is None:
             return energy, None
-        per_edge = torch.cat([head(output.edge_features) for head in self.out_forces], dim=-1)
-        return energy, edge_vectors_to_atoms(per_edge, output)
+        if tasks is not None:
+            tasks = tasks[output.topology.main.target]
+        return energy, edge_vectors_to_atoms(_evaluate(self.out_forces, output.edge_features, tasks), output)
+
+
+def _evaluate(heads: nn.ModuleList, features: Tensor, tasks: Tensor | None) -> Tensor:
+    """Values of all heads: (rows, T); of only one head for each row, if tasks (rows,) are given."""
+    if tasks is None:
+        return torch.cat([head(features) for head in heads], dim=-1)
+    columns = []
+    for index, head in enumerate(heads):
+        rows = torch.nonzero(tasks == index).view(-1)
+        columns.append(spread(head(pick(features, rows)), rows, features.shape[0]))
+    return torch.cat(columns, dim=-1)

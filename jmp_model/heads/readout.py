@@ -15,7 +15,8 @@ Reduction = Literal["sum", "mean", "max"]
 
 
 def reduce_atoms(values: Tensor, inputs: ModelInputs, reduction: Reduction) -> Tensor:
-    """Reduce per-atom values (N, ...) over each structure: (B, ...)."""
+    """Reduce per-atom values (N, ...) over each structure: (B, ...), in the precision of the positions."""
+    values = values.to(inputs.positions.dtype)
     if reduction == "max":
         index = inputs.batch.view(-1, *[1] * (values.dim() - 1)).expand_as(values)
         out = values.new_full((inputs.num_structures, *values.shape[1:]), -torch.inf)
@@ -28,7 +29,7 @@ def reduce_atoms(values: Tensor, inputs: ModelInputs, reduction: Reduction) -> T
 
 def edge_vectors_to_atoms(values: Tensor, output: BackboneOutput) -> Tensor:
     """Sum per-edge values (E, T) times unit edge vectors at the targets: (N, 3, T)."""
-    along = output.vectors[:, :, None] * values[:, None, :]
+    along = output.vectors[:, :, None] * values[:, None, :].to(output.vectors.dtype)
     return sum_by_group(along, output.topology.main.target, output.topology.num_atoms)
 
 

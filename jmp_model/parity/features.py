@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from jmp_model.gemnet_oc.bases import Bases
 from jmp_model.gemnet_oc.graphs import ModelInputs
+from jmp_model.gemnet_oc.interaction import expand_messages
 from jmp_model.gemnet_oc.kernels import Geometry, Kernels
+from jmp_model.gemnet_oc.output import EdgeContribution
 from jmp_model.gemnet_oc.ragged import PaddedLayout
 from jmp_model.gemnet_oc.topology import Topology
 from jmp_model.model import PretrainingModel
@@ -29,6 +31,8 @@ _FIRST_BLOCK = {
     "int0_concat_layer": ("concat_layer", True),
 }
 
+_MESSAGES = ("trip_interaction", "quad_interaction", "atom_edge_interaction")
+
 
 @contextmanager
 def _recording(model: PretrainingModel) -> Iterator[dict[str, tuple[Any, bool]]]:
@@ -39,9 +43,17 @@ def _recording(model: PretrainingModel) -> Iterator[dict[str, tuple[Any, bool]]]
     def record(module: nn.Module, name: str, per_edge: bool) -> None:
         handles.append(module.register_forward_hook(lambda _m, _i, out: found.update({name: (out, per_edge)})))
 
+    def record_messages(module: nn.Module, name: str) -> None:
+        def hook(_module: nn.Module, inputs: Any, out: Any) -> None:
+            topology: Topology = inputs[2]
+            found[name] = (expand_messages(out, topology.main.num_edges, model.config.emb_size_edge), True)
+
+        handles.append(module.register_forward_hook(hook))
+
     def record_pair(module: nn.Module, names: tuple[str, str]) -> None:
         def hook(_module: nn.Module, _inputs: Any, out: Any) -> None:
-            found.update({names[0]: (out[0], False), names[1]: (out[1], True)})
+            edges = out[1].product() if isinstance(out[1], EdgeContribution) else out[1]
+            found.update({names[0]: (out[0], False), names[1]: (edges, True)})
 
         handles.append(module.register_forward_hook(hook))
 
@@ -49,7 +61,11 @@ def _recording(model: PretrainingModel) -> Iterator[dict[str, tuple[Any, bool]]]
     record(model.embedding, "emb_h", False)
     record(backbone.bases.edge_emb, "emb_m", True)
     for name, (path, per_edge) in _FIRST_BLOCK.items():
-        record(backbone.int_blocks[0].get_submodule(path), name, per_edge)
+        module = backbone.int_blocks[0].get_submodule(path)
+        if path in _MESSAGES:
+            record_messages(module, name)
+        else:
+            record(module, name, per_edge)
     for index, block in enumerate(backbone.int_blocks):
         record_pair(block, (f"int{index}_h", f"int{index}_m"))
     for index, block in enumerate(backbone.out_blocks):
@@ -78,7 +94,6 @@ def compare_outputs(
     for name, (value, per_edge) in found.items():
         if name not in arrays or (per_edge and "main_sym" not in orders):
             continue
-        value = torch.zeros(arrays[name].shape) if value is None else value
         errors[name] = relative_error(value[orders["main_sym"]] if per_edge else value, arrays[name])
     outputs = {"energy": energy, "forces": forces, "energy_trainmode": energy_train, "forces_trainmode": forces_train}
     return errors | {name: relative_error(value, arrays[name]) for name, value in outputs.items() if name in arrays}

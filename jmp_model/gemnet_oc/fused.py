@@ -1,0 +1,304 @@
+"""Runs of dense layers as single autograd nodes that keep little and touch memory seldom.
+
+A node keeps what is expensive to get back (matrix products of full width) and recomputes what is cheap (activations,
+products with the few radial features). On the CPU its products go through oneDNN, which here beats the default BLAS.
+Each node has a plain twin of ordinary operations. Second derivatives are taken of the twin, and it is what runs inside
+`plain_layers()`: under `torch.compile`, or where forces are gradients and are trained on.
+
+All rows are independent; "silu" below is the unscaled one, its gain of 1/0.6 being folded into the next weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SILU_GAIN = 1 / 0.6
+INV_SQRT_2 = 0.5**0.5
+
+_plain = False
+_ONEDNN = bool(torch.backends.mkldnn.is_available()) and hasattr(  # type: ignore[no-untyped-call]
+    torch.ops.mkldnn, "_linear_pointwise"
+)
+
+
+@contextmanager
+def plain_layers(enabled: bool = True) -> Iterator[None]:
+    """Use the plain twins inside this context."""
+    global _plain
+    before, _plain = _plain, enabled or _plain
+    try:
+        yield
+    finally:
+        _plain = before
+
+
+def times(x: Tensor, weight: Tensor) -> Tensor:
+    """x·weightᵀ, for use inside nodes."""
+    if _ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() and not torch.is_grad_enabled():
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.contiguous(), None, "none", [], "")
+        return out
+    return functional.linear(x, weight)
+
+
+def silu_backward(grad: Tensor, z: Tensor) -> Tensor:
+    """Gradient of silu(z), for use inside nodes."""
+    out: Tensor = torch.ops.aten.silu_backward(grad, z)
+    return out
+
+
+def run(node: type[torch.autograd.Function], twin: Callable[..., Tensor], *args: Any) -> Tensor:
+    """Run a node, or its twin where that is wanted; a node's tensors come in the autocast type, as for any product."""
+    if _plain:
+        return twin(*args)
+    for arg in args:
+        if isinstance(arg, Tensor) and torch.is_autocast_enabled(arg.device.type):
+            dtype = torch.get_autocast_dtype(arg.device.type)
+            args = tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+            break
+    out: Tensor = node.apply(*args)  # type: ignore[no-untyped-call]
+    return out
+
+
+def twin_gradients(ctx: Any, twin: Callable[..., Tensor], args: Sequence[Any], grad: Tensor) -> tuple[Any, ...]:
+    """Differentiable gradients, for second derivatives."""
+    with torch.enable_grad():
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
+        found = torch.autograd.grad(twin(*args), [args[i] for i in wanted], grad, create_graph=True)
+    gradients: list[Any] = [None] * len(args)
+    for i, gradient in zip(wanted, found, strict=True):
+        gradients[i] = gradient
+    return tuple(gradients)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def dense_silu(x: Tensor, weight: Tensor, *, gain: float = 1.0) -> Tensor:
+    """Scaled SiLU of x·weightᵀ, times gain: (rows, in) to (rows, out)."""
+    return run(_DenseSiLU, _dense_silu, x, weight, gain * SILU_GAIN)
+
+
+def _dense_silu(x: Tensor, weight: Tensor, gain: float) -> Tensor:
+    return functional.silu(functional.linear(x, weight)) * gain
+
+
+class _DenseSiLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, gain: float) -> Tensor:
+        z = times(x, weight)
+        ctx.save_for_backward(x, weight, z)
+        ctx.gain = gain
+        return functional.silu(z).mul_(gain)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, weight, z = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return twin_gradients(ctx, _dense_silu, (x, weight, ctx.gain), grads[0])
+        dz = silu_backward(grads[0], z)
+        dx = times(dz, (weight * ctx.gain).t()) if ctx.needs_input_grad[0] else None
+        dw = (dz.t() @ x).mul_(ctx.gain) if ctx.needs_input_grad[1] else None
+        return dx, dw, None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def residual(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """(x + act(second·act(first·x)))/√2 for rows x of any number: (rows, units) to the same."""
+    return run(_Residual, _residual, x, first, second * SILU_GAIN)
+
+
+def _residual(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    y = functional.silu(functional.linear(functional.silu(functional.linear(x, first)), second))
+    return x * INV_SQRT_2 + y * (SILU_GAIN * INV_SQRT_2)
+
+
+class _Residual(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        z1 = times(x, first)
+        z2 = times(functional.silu(z1), second)
+        ctx.save_for_backward(x, first, second, z1, z2)
+        return functional.silu(z2).mul_(SILU_GAIN * INV_SQRT_2).add_(x, alpha=INV_SQRT_2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, first, second, z1, z2 = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return twin_gradients(ctx, _residual, (x, first, second), grads[0])
+        gain = SILU_GAIN * INV_SQRT_2
+        d2 = silu_backward(grads[0], z2)
+        dsecond = (d2.t() @ functional.silu(z1)).mul_(gain)
+        d1 = silu_backward(times(d2, (second * gain).t()), z1)
+        dx = times(d1, first.t()).add_(grads[0], alpha=INV_SQRT_2)
+        return dx, d1.t() @ x, dsecond
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def modulated_projection(x: Tensor, radial: Tensor, radial_weight: Tensor, out_weight: Tensor) -> Tensor:
+    """(x ∘ radial·radial_weightᵀ)·out_weightᵀ.
+
+    Args:
+        x: (rows, wide); radial: (rows, r); radial_weight: (wide, r); out_weight: (out, wide).
+    """
+    return run(_ModulatedProjection, _modulated_projection, x, radial, radial_weight, out_weight)
+
+
+def _modulated_projection(x: Tensor, radial: Tensor, radial_weight: Tensor, out_weight: Tensor) -> Tensor:
+    return functional.linear(x * functional.linear(radial, radial_weight), out_weight)
+
+
+class _ModulatedProjection(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, radial: Tensor, radial_weight: Tensor, out_weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, radial, radial_weight, out_weight)
+        return times(times(radial, radial_weight).mul_(x), out_weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, radial, radial_weight, out_weight = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return twin_gradients(ctx, _modulated_projection, ctx.saved_tensors, grads[0])
+        w = times(radial, radial_weight)
+        dproduct = times(grads[0], out_weight.t())
+        dout = grads[0].t() @ (x * w)
+        dx = w.mul_(dproduct)
+        dw = dproduct.mul_(x)
+        return dx, dw @ radial_weight, dw.t() @ radial, dout
+
+
+def dense_modulated_projection(
+    x: Tensor, weight: Tensor, radial: Tensor, radial_weight: Tensor, out_weight: Tensor
+) -> Tensor:
+    """`modulated_projection` of the scaled SiLU of x·weightᵀ: (rows, in) to (rows, out)."""
+    radial_weight = radial_weight * SILU_GAIN
+    return run(_DenseModulated, _dense_modulated, x, weight, radial, radial_weight, out_weight)
+
+
+def _dense_modulated(x: Tensor, weight: Tensor, radial: Tensor, radial_weight: Tensor, out_weight: Tensor) -> Tensor:
+    return _modulated_projection(functional.silu(functional.linear(x, weight)), radial, radial_weight, out_weight)
+
+
+class _DenseModulated(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, radial: Tensor, radial_weight: Tensor, out_weight: Tensor
+    ) -> Tensor:
+        z = times(x, weight)
+        ctx.save_for_backward(x, weight, radial, radial_weight, out_weight, z)
+        return times(times(radial, radial_weight).mul_(functional.silu(z)), out_weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, weight, radial, radial_weight, out_weight, z = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return twin_gradients(ctx, _dense_modulated, ctx.saved_tensors[:5], grads[0])
+        a, w = functional.silu(z), times(radial, radial_weight)
+        dout = grads[0].t() @ (a * w)
+        dproduct = times(grads[0], out_weight.t())
+        dz = silu_backward(w.mul_(dproduct), z)
+        dw = dproduct.mul_(a)
+        dx = times(dz, weight.t()) if ctx.needs_input_grad[0] else None
+        return dx, dz.t() @ x, dw @ radial_weight, dw.t() @ radial, dout
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def add_messages(base: Tensor, messages: Sequence[tuple[Tensor, Tensor, Tensor | None]], *, gain: float) -> Tensor:
+    """base + gain·Σ act(y·weightᵀ), each added at its rows of base. Overwrites base, which nobody else may need.
+
+    Args:
+        base: (rows, wide).
+        messages: y (rows or fewer, narrow), weight (wide, narrow), and the distinct rows that y belongs to (None: all).
+        gain: factor of all messages.
+    """
+    for y, weight, rows in messages:
+        base = run(_AddMessage, _add_message, base, y, weight, rows, gain * SILU_GAIN)
+    return base
+
+
+def _add_message(base: Tensor, y: Tensor, weight: Tensor, rows: Tensor | None, gain: float) -> Tensor:
+    message = functional.silu(functional.linear(y, weight))
+    return base + message * gain if rows is None else base.index_add(0, rows, message, alpha=gain)
+
+
+class _AddMessage(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, base: Tensor, y: Tensor, weight: Tensor, rows: Tensor | None, gain: float) -> Tensor:
+        ctx.save_for_backward(y, weight, rows)
+        ctx.gain = gain
+        ctx.mark_dirty(base)
+        message = functional.silu(times(y, weight))
+        return base.add_(message, alpha=gain) if rows is None else base.index_add_(0, rows, message, alpha=gain)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        y, weight, rows = ctx.saved_tensors
+        grad, gain = grads[0], ctx.gain
+        at_rows = grad if rows is None else grad.index_select(0, rows)
+        if torch.is_grad_enabled():
+            message = functional.silu(functional.linear(y, weight)) * gain
+            dy, dweight = torch.autograd.grad(message, (y, weight), at_rows, create_graph=True)
+            return grad, dy, dweight, None, None
+        dz = silu_backward(at_rows, times(y, weight))
+        return grad, dz @ (weight * gain), (dz.t() @ y).mul_(gain), None, None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def perceptron(x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+    """Linear layers (weight, bias) with the scaled SiLU between them: (rows, in) to (rows, out)."""
+    flat: list[Tensor | None] = []
+    for index, (weight, bias) in enumerate(layers):
+        flat += [weight if index == 0 else weight * SILU_GAIN, bias]
+    return run(_Perceptron, _perceptron, x, *flat)
+
+
+def _perceptron(x: Tensor, *layers: Any) -> Tensor:
+    z = functional.linear(x, layers[0], layers[1])
+    for weight, bias in zip(layers[2::2], layers[3::2], strict=True):
+        z = functional.linear(functional.silu(z), weight, bias)
+    return z
+
+
+class _Perceptron(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *layers: Any) -> Tensor:
+        kept = []
+        z = x
+        for index, (weight, bias) in enumerate(zip(layers[::2], layers[1::2], strict=True)):
+            z = times(functional.silu(z) if index else z, weight)
+            if bias is not None:
+                z += bias
+            kept.append(z)
+        ctx.num_layers = len(kept)
+        ctx.save_for_backward(x, *layers, *kept[:-1])
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, *saved = ctx.saved_tensors
+        layers, kept = saved[: 2 * ctx.num_layers], saved[2 * ctx.num_layers :]
+        if torch.is_grad_enabled():
+            return twin_gradients(ctx, _perceptron, (x, *layers), grads[0])
+        dz = grads[0]
+        gradients: list[Any] = []
+        for index in reversed(range(ctx.num_layers)):
+            weight, bias = layers[2 * index], layers[2 * index + 1]
+            source = functional.silu(kept[index - 1]) if index else x
+            gradients = [dz.t() @ source, None if bias is None else dz.sum(0), *gradients]
+            if index:
+                dz = silu_backward(times(dz, weight.t()), kept[index - 1])
+        dx = times(dz, layers[0].t()) if ctx.needs_input_grad[0] else None
+        return dx, *gradients
