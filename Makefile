@@ -24,7 +24,7 @@ demo: venv ## raw demo archives → shards → mixture → pre-trained tiny mode
 	$(BIN)/python -m jmp_cli.demo $(DEMO)
 
 test: venv ## the tests: seconds each, minutes in all
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 test-slow: venv ## the long tests: fault injection, soak, full file-flip
 	$(BIN)/pytest -m slow
