@@ -91,8 +91,8 @@ class PretrainingModel(_AtomisticModel):
         Args:
             batch: `ModelInputs`, or a batch that `ModelInputs.from_batch` reads.
             topology: index structure of the graphs, if it is at hand already.
-            task_index: (B,) the task of each structure. If given, only that head is evaluated for it, and the columns of
-                the others are zero: all that a loss masked by task can see, for a quarter of the work.
+            task_index: (B,) the task of each structure. If given, only that head is evaluated for it, and the columns
+                of the others are zero: all that a loss masked by task can see, for a quarter of the work.
         """
         inputs = as_inputs(batch)
         return Predictions(*self.output(self._features(inputs, topology), inputs, task_index))

@@ -19,10 +19,10 @@ from jmp_model.gemnet_oc.angular import (
     Azimuths,
     axis_frames,
     azimuths,
+    cosines,
     dihedral_angles,
     dihedral_input_terms,
     dihedral_output_terms,
-    cosines,
     legendre_basis,
     pairwise_cosines,
 )

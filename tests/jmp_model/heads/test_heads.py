@@ -136,3 +136,34 @@ def test_geometric_batches_are_read(inputs: ModelInputs) -> None:
     assert torch.allclose(model(batch).energy, model(inputs).energy, rtol=1e-12)
     with pytest.raises(InvalidStructureError, match="ModelInputs"):
         model([1, 2, 3])
+
+
+def test_evaluating_own_heads_only_gives_the_same_values_and_gradients(inputs: ModelInputs) -> None:
+    model = tiny_model()
+    tasks = torch.tensor([2, 0, 2])
+    whole, own = model(inputs), model(inputs, task_index=tasks)
+    mask = torch.nn.functional.one_hot(tasks, 4).double()
+    atom_mask = mask[inputs.batch][:, None]
+    torch.testing.assert_close(own.energy, whole.energy * mask)
+    torch.testing.assert_close(own.forces, whole.forces * atom_mask)
+    found = []
+    for energy, forces in (own, (whole.energy * mask, whole.forces * atom_mask)):
+        model.zero_grad()
+        (energy.sum() + forces.square().sum()).backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys() == dict(model.named_parameters()).keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], rtol=1e-9, atol=1e-12)
+    assert (found[0]["output.out_forces.1.0.weight"] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_stays_close_and_returns_full_precision(inputs: ModelInputs, dtype: torch.dtype) -> None:
+    model = tiny_model(dtype=torch.float32)
+    inputs = inputs.with_dtype(torch.float32)
+    exact = model(inputs)
+    with torch.autocast("cpu", dtype):
+        reduced = model(inputs)
+    for mine, theirs in zip(reduced, exact, strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - theirs).abs().max() < 0.05 * theirs.abs().max()
