@@ -115,9 +115,7 @@ def build(
     if share is not None and finalize:
         raise ManifestError("--part converts and --finalize assembles: run them one after the other")
     builds = plan_build(sources, raw, out_dir, splits=split or (), settings=settings, limit=limit)
-    for planned in builds:
-        for note in planned.notes:
-            err.print(f"note: {planned.source}/{planned.split}: {note}", markup=False)
+    _print_notes(builds)
     engine = choose_engine(workers=workers or _cores(), scheduler=scheduler)
     finished = list(run_finalize(builds)) if finalize else _run(builds, engine, share)
     planned_order = [planned.dataset for planned in builds]
@@ -134,6 +132,16 @@ def build(
         raise typer.Exit(EXIT_DAMAGED_RAW)
 
 
+def _print_notes(builds: list[SplitBuild]) -> None:
+    """Each note once, with the splits that it holds for."""
+    splits: dict[tuple[str, str], list[str]] = {}
+    for planned in builds:
+        for note in planned.notes:
+            splits.setdefault((planned.name, note), []).append(planned.split)
+    for (name, note), those in splits.items():
+        err.print(f"note: {name}/{', '.join(those)}: {note}", markup=False)
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -146,7 +154,7 @@ def _run(builds: list[SplitBuild], engine, share: tuple[int, int] | None) -> lis
         def report(entry: PartDone) -> None:
             nonlocal structures
             structures += entry.structures
-            advance(1, f"{structures:,} structures, at {entry.source}/{entry.split}")
+            advance(1, f"{structures:,} structures, at {Path(entry.source).name}/{entry.split}")
 
         if share is not None:
             run_array_part(builds, share, engine, report)
