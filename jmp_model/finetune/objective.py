@@ -127,6 +127,25 @@ class Objective:
             found[name] = value
         return found
 
+    def physical(self, outputs: Mapping[str, Tensor], batch: Any) -> dict[str, Tensor]:
+        """Outputs of `outputs` in the unit of the data set, float64 on the CPU; logits stay as they are.
+
+        Args:
+            outputs: normalised, by target.
+            batch: that they belong to.
+        """
+        found = {}
+        for name, value in outputs.items():
+            target, scale = self.task.targets[name], self.scales[name]
+            value = value.detach().cpu()
+            if target.kind != "class":
+                value = value.double() * scale.std
+            if target.kind not in ("class", "forces"):
+                numbers, index = batch.atomic_numbers.long().cpu(), batch.batch.long().cpu()
+                value = value + scale.offset(numbers, index, batch.natoms.shape[0])
+            found[name] = value
+        return found
+
     def _gradient_scale(self) -> float:
         """−∂output/∂x in units of the force std: the head's output is energy in units of the energy std."""
         stds = {self.task.targets[name].kind: scale.std for name, scale in self.scales.items()}

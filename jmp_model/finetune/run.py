@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from jmp_model.finetune.watcher import FinetuneWatcher
 from jmp_model.gemnet_oc.scaling import fit_scale_factors, scale_factors, unfitted_scales
 from jmp_model.model import FineTuningModel, shared_basis_divisors
 from jmp_model.presets import preset
-from jmp_model.train.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors, read_checkpoint
+from jmp_model.train.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors
 from jmp_model.train.ema import WeightAverage
 from jmp_model.train.sharding import whole
 
@@ -108,7 +109,7 @@ def prepare(config: FinetuneConfig, fabric: Fabric, *, resume: Checkpoint | None
     """
     task = config.task
     splits = open_splits(task, config.data, config.fold)
-    start = None if config.start is None or resume is not None else read_checkpoint(config.start, with_optimizer=False)
+    start = None if config.start is None or resume is not None else _read_start(config.start)
     if start is not None:
         check_elements(config, splits.train, start)
     train = _training_stream(config, splits, fabric)
@@ -147,6 +148,14 @@ def prepare(config: FinetuneConfig, fabric: Fabric, *, resume: Checkpoint | None
     if resume is not None:
         _restore(run, resume)
     return run
+
+
+def _read_start(path: Path) -> Checkpoint:
+    """Checkpoint, run folder or released file."""
+    # Late: inference knows fine-tuned models, which are made here.
+    from jmp_model.inference import read_any_checkpoint
+
+    return read_any_checkpoint(path)
 
 
 def _layer_rates(config: FinetuneConfig) -> Any:

@@ -11,13 +11,16 @@ from typing import Any
 
 from jmp_data.errors import ManifestError
 from jmp_model.finetune.config import FinetuneConfig
-from jmp_model.finetune.data import attach
+from jmp_model.finetune.data import SplitName, attach
 from jmp_model.finetune.evaluate import evaluate_split
 from jmp_model.finetune.model import restore_model
 from jmp_model.finetune.objective import Sums
+from jmp_model.finetune.predictions import predict_split
+from jmp_model.finetune.report import write_report
 from jmp_model.finetune.run import Run, prepare
 from jmp_model.finetune.step import MicroBatch, StepReport
 from jmp_model.finetune.watcher import FinetuneWatcher, SilentFinetuneWatcher
+from jmp_model.model import FineTuningModel
 from jmp_model.train.checkpoint import (
     Checkpoint,
     checkpoint_folder,
@@ -235,10 +238,33 @@ class _Loop:
             test=self._measure("test") if run.splits.test is not None and not self.stop.reason else {},
             seconds=time.perf_counter() - begin,
         )
-        if run.fabric.is_global_zero:
+        # A run that was only interrupted has no summary yet: it is not finished.
+        if run.fabric.is_global_zero and not self.stop.reason:
             (out / SUMMARY_FILE).write_text(json.dumps(summarize(result, run), indent=1) + "\n")
+            if run.config.report:
+                self._write_report(module, result)
         run.fabric.barrier()
         return result
+
+    def _write_report(self, module: FineTuningModel, result: FinetuneResult) -> None:
+        run = self.run
+        split: SplitName = "val" if run.splits.test is None else "test"
+        dataset = run.splits.val if run.splits.test is None else run.splits.test
+        predictions = predict_split(
+            module.to(run.fabric.device),
+            run.objective,
+            dataset,
+            batch_size=run.config.batch_size,
+            first=getattr(run.config.data, f"{split}_first"),
+            device=run.fabric.device,
+        )
+        start = "from scratch" if run.config.start is None else f"started from {run.config.start}"
+        facts = [
+            f"{start}, {result.steps} steps, {result.epochs:.1f} epochs; {result.stopped}",
+            f"trained on {len(run.splits.train)} structures of {run.splits.train.path}",
+            f"this page is about {len(predictions.natoms)} structures of {dataset.path}",
+        ]
+        write_report(run.config.out, run.config.task, predictions, dataset, facts=facts)
 
 
 def _metrics(row: dict[str, Any], run: Run) -> dict[str, float]:

@@ -27,6 +27,7 @@ from jmp_data.errors import CheckpointError
 from jmp_model.gemnet_oc.config import GemNetOCConfig
 from jmp_model.train.sharding import like, whole
 from jmp_model.train.targets import TaskNormalizer
+from jmp_model.weights.upgrade import upgrade_state
 
 FORMAT = "jmp-checkpoint"
 FORMAT_VERSION = 1
@@ -133,8 +134,7 @@ def read_checkpoint(folder: Path, *, with_optimizer: bool = True) -> Checkpoint:
         raise CheckpointError(f"{folder}: no readable {STATE_FILE}; this is not a checkpoint ({error})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{folder / STATE_FILE}: not the state of a {FORMAT}")
-    if state["version"] > FORMAT_VERSION:
-        raise CheckpointError(f"{folder}: format {state['version']} is newer than this code; upgrade jmp-data")
+    state = upgrade_state(state, to=FORMAT_VERSION, where=folder)
     wanted = _TENSOR_FILES if with_optimizer else _TENSOR_FILES[:2]
     tensors = {name: _read_tensors(folder / f"{name}.safetensors", state["sha256"]) for name in wanted}
     return Checkpoint(
