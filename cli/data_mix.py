@@ -44,7 +44,6 @@ def mix(
     Example: jmp-data mix shards/oc20/train shards/ani1x/train --temperature 2 --out mix.yaml
     """
     from jmp_data.mixture import Mixture
-    from jmp_data.overlap import check_exclusions
     from jmp_data.shards import open_dataset
 
     datasets: dict[str, str] = {}
@@ -56,6 +55,8 @@ def mix(
         datasets[name] = path
     opened = {name: open_dataset(path) for name, path in datasets.items()}
     if exclude is not None:
+        from jmp_data.overlap import check_exclusions
+
         check_exclusions(exclude, opened)
     mixture = Mixture.from_datasets(opened, temperature=temperature, exclusions=exclude)
     mixture.save(output)

@@ -9,6 +9,8 @@ import typer
 from typer.core import TyperCommand
 
 from jmp_data.errors import ManifestError
+from jmp_data.shards import ShardDataset, open_dataset
+from jmp_data.shards.integrity import find_datasets
 
 from .console import err, out, print_json, print_table, progress
 
@@ -33,7 +35,38 @@ class SpreadWith(TyperCommand):
 
 def register(app: typer.Typer) -> None:
     """Add the verbs of this module."""
+    app.command()(report)
     app.command(cls=SpreadWith)(overlap)
+
+
+def report(
+    directories: Annotated[
+        list[str], typer.Argument(metavar="DIR", help="Data sets, or folders of data sets, or URLs.")
+    ],
+    output: Annotated[Path, typer.Option("--out", "-o", help="Page to write.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained page about data sets: counts, elements, energies, forces, pictures, provenance.
+
+    Example: jmp-data report shards --out report.html
+    """
+    from jmp_data.report import write_report
+    from jmp_data.report.sample import choose_blocks
+
+    datasets = _open_all(directories)
+    total = sum(choose_blocks(dataset).structures for dataset in datasets)
+    with progress("report", total, "structures") as advance:
+        write_report(datasets, output, progress=advance)
+    out.print(f"{output}: {len(datasets)} data sets, {output.stat().st_size / 1e3:.0f} kB", markup=False)
+
+
+def _open_all(directories: list[str]) -> list[ShardDataset]:
+    """Each data set once, also where one folder lies in another."""
+    found: dict[str, ShardDataset] = {}
+    for directory in directories:
+        for path in [directory] if "://" in directory else find_datasets(directory):
+            dataset = open_dataset(path)
+            found.setdefault(dataset.path, dataset)
+    return list(found.values())
 
 
 def overlap(

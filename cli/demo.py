@@ -10,7 +10,7 @@ from pathlib import Path
 from . import data_app, model_app
 from .console import out
 
-_STEPS = 800
+_STEPS = 1400
 
 
 def _run(program: str, arguments: list[str]) -> None:

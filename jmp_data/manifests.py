@@ -164,6 +164,15 @@ class PublishedConstants(_Entry):
     """eV/Å, an RMS over components with mean zero; none where there are no forces."""
 
 
+class GraphsEntry(_Entry):
+    """Radius graphs that models are trained on with this set."""
+
+    cutoff: float = Field(gt=0)
+    """Å."""
+    max_neighbors: int = Field(default=30, ge=4)
+    """Of the main graph; the others follow as 20/30, 8/30 and 1000/30 of it."""
+
+
 class SourceManifest(_Entry):
     """The facts about one published data set."""
 
@@ -201,6 +210,8 @@ class SourceManifest(_Entry):
     """What the structures hold."""
     jmp: PublishedConstants | None = None
     """Constants of the JMP paper, for its pre-training sets."""
+    graphs: GraphsEntry | None = None
+    """What `jmp-data build --graphs` stores; 12 Å where anything is periodic and 8 Å elsewhere if nothing is said."""
     known_problems: tuple[str, ...] = ()
     """What goes wrong with these files, and what this project does about it."""
     verified_against: Verification

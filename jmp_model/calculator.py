@@ -69,7 +69,7 @@ class JMPCalculator(Calculator):
             PropertyNotImplementedError: stress without three lattice vectors.
         """
         super().calculate(atoms, list(properties), list(system_changes))
-        has_stress = self.task.forces == "gradient" and self.atoms.cell.rank == 3 and bool(self.atoms.pbc.any())
+        has_stress = self.task.forces == "gradient" and bool(self.atoms.cell.rank == 3 and self.atoms.pbc.any())
         if "stress" in properties and not has_stress:
             raise PropertyNotImplementedError("stress needs a periodic cell of three lattice vectors")
         out = self.model(self.atoms, task=self.task.name, stress=has_stress)

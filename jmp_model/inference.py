@@ -110,7 +110,8 @@ class JMPModel(nn.Module):
         name = self.task if name is None else name
         if name is None:
             raise CheckpointError(
-                f"the model has heads for {', '.join(self.tasks)}, which mean different energies: choose one with task="
+                f"the model has heads for {', '.join(self.tasks)}, whose energies mean different things: "
+                "choose one with --task (task= in Python)"
             )
         if name not in self.tasks:
             raise CheckpointError(f"the model has no heads for {name!r}; it has {', '.join(self.tasks)}")
@@ -150,14 +151,14 @@ class JMPModel(nn.Module):
             raise CheckpointError(
                 f"task {chosen.name} predicts forces directly: there is no stress that belongs to them"
             )
-        inputs = model_inputs(structures, chosen.graphs)
-        self._warn_of_elements(inputs, chosen)
-        inputs = inputs.to(self.device).with_dtype(self.dtype)
-        if chosen.forces == "gradient":
-            return self._with_gradient(inputs, chosen, stress=stress)
-        with torch.no_grad():
-            raw = self._evaluate(inputs, chosen)
-        return {output.name: to_physical(output, value, inputs) for output, value in raw}
+        # Gradients are needed inside, whatever mode the caller is in.
+        with torch.inference_mode(False), torch.set_grad_enabled(chosen.forces == "gradient"):
+            inputs = model_inputs(structures, chosen.graphs)
+            self._warn_of_elements(inputs, chosen)
+            inputs = inputs.to(self.device).with_dtype(self.dtype)
+            if chosen.forces == "gradient":
+                return self._with_gradient(inputs, chosen, stress=stress)
+            return {output.name: to_physical(output, value, inputs) for output, value in self._evaluate(inputs, chosen)}
 
     def predict(
         self, structures: Iterable[Any], *, task: str | None = None, batch_size: int = 32, stress: bool = False
@@ -190,16 +191,12 @@ class JMPModel(nn.Module):
 
     def _with_gradient(self, inputs: ModelInputs, task: PredictionTask, *, stress: bool) -> dict[str, Tensor]:
         """Forces and stress as derivatives; the graphs of the unstrained structure are those of the strained one."""
-        with torch.enable_grad():
-            positions = inputs.positions.detach().requires_grad_()
-            strain = inputs.cell.new_zeros(inputs.num_structures, 3, 3, requires_grad=stress)
-            raw = self._evaluate(
-                _strained(inputs, positions, strain) if stress else replace(inputs, positions=positions), task
-            )
-            of_kind = {output.kind: (output, value) for output, value in raw}
-            output, energy = of_kind["energy"]
-            wanted = [positions, strain] if stress else [positions]
-            gradients = _gradients(energy, wanted)
+        positions = inputs.positions.detach().clone().requires_grad_()
+        strain = inputs.cell.new_zeros(inputs.num_structures, 3, 3, requires_grad=stress)
+        moved = _strained(inputs, positions, strain) if stress else replace(inputs, positions=positions)
+        raw = self._evaluate(moved, task)
+        output, energy = next((output, value) for output, value in raw if output.kind == "energy")
+        gradients = _gradients(energy, [positions, strain] if stress else [positions])
         found = {output.name: to_physical(output, value.detach(), inputs) for output, value in raw}
         found["forces"] = -output.scale.std * gradients[0]
         if stress:

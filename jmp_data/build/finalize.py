@@ -92,4 +92,5 @@ def finalize(build: SplitBuild, ledger: RawLedger) -> DatasetManifest:
         layout=settings.layout,
         format=settings.format,
         facts=facts,
+        graphs=settings.graph_layer(build.source),
     )

@@ -129,6 +129,7 @@ def convert_part(job: PartJob) -> PartRecord:
             layout=job.settings.layout,
             format=job.settings.format,
             raw_files=job.part.files,
+            graphs=job.graph_layer,
         )
         if intake.lines:
             text = "".join(line + "\n" for line in intake.lines)

@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from jmp_data.graphs.lattice import reduce_cells
+from jmp_data.overlap.crystal_kernel import has_translation, mapped_rmsd, same_lattice_rmsd
 from jmp_data.overlap.geometry import Geometry
-from jmp_data.overlap.lattice_maps import lattice_maps, repeated
-from jmp_data.overlap.same_lattice import has_translation, same_lattice_rmsd
 from jmp_data.overlap.settings import OverlapSettings
 
 Array = npt.NDArray[Any]
@@ -56,20 +55,21 @@ def _largest_angle(settings: OverlapSettings) -> float:
 def _mapped_rmsd(small: Geometry, large: Geometry, settings: OverlapSettings) -> float:
     """The smallest RMSD over all ways to lay the large cell into the lattice of the small one."""
     reduced, _, reciprocal, _ = reduce_cells(small.cell[None], small.pbc[None])
-    lattice, copies = reduced[0], len(large.atomic_numbers) // len(small.atomic_numbers)
-    fractional = large.positions @ np.linalg.inv(large.cell)
-    best = math.inf
-    maps = lattice_maps(large.cell, lattice, reciprocal[0], settings.strain, _largest_angle(settings))
-    for matrix in np.ascontiguousarray(maps.swapaxes(0, 1)):
-        if abs(round(np.linalg.det(matrix))) != copies:
-            continue
-        numbers, positions = repeated(small.atomic_numbers, small.positions, lattice, matrix)
-        laid = positions @ np.linalg.inv(matrix @ lattice)
-        rmsd = same_lattice_rmsd(large.atomic_numbers, fractional, numbers, laid, large.cell, large.pbc, settings.near)
-        best = min(best, float(rmsd))
-        if best <= settings.exact:
-            break
-    return best
+    return float(
+        mapped_rmsd(
+            small.atomic_numbers,
+            small.positions,
+            reduced[0],
+            reciprocal[0],
+            large.atomic_numbers,
+            large.positions,
+            large.cell,
+            settings.near,
+            settings.exact,
+            settings.strain,
+            _largest_angle(settings),
+        )
+    )
 
 
 def _repeats(geometry: Geometry, settings: OverlapSettings) -> bool:

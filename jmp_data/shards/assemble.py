@@ -16,30 +16,46 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from jmp_data.errors import ShardError
 from jmp_data.schema import Schema
 from jmp_data.shards.atomic import sync_folder, write_atomic
 from jmp_data.shards.dataset import BLOCKS_FILE, NATOMS_FILE
 from jmp_data.shards.formats import digest, digest_file, metadata_files, stored_name
+from jmp_data.shards.graph_layer import LayerSettings
+from jmp_data.shards.graph_layer import layout as layer_layout
 from jmp_data.shards.layout import Format, Layout
 from jmp_data.shards.manifest import MANIFEST_NAME, DatasetManifest, ShardRecord
-from jmp_data.shards.staging import BUILD_FOLDER, PartRecord, npy_bytes, part_folder
+from jmp_data.shards.staging import (
+    BLOCKS_SIDECAR,
+    BUILD_FOLDER,
+    GRAPHS_SIDECAR,
+    NATOMS_SIDECAR,
+    PartRecord,
+    npy_bytes,
+    part_folder,
+)
 
-_SIDECARS = ("natoms.npy", "blocks.npy")
+_SIDECARS = (NATOMS_SIDECAR, BLOCKS_SIDECAR, GRAPHS_SIDECAR)
 QUARANTINE_FILE = "quarantine.jsonl"
 Placement: TypeAlias = dict[str, tuple[str, int, str]]
 """Final name → (part key, shard of the part, staged name)."""
 
 
-def plan_placement(parts: Sequence[PartRecord], schema: Schema, layout: Layout, format: Format) -> Placement:
+def plan_placement(
+    parts: Sequence[PartRecord], schema: Schema, layout: Layout, format: Format, graphs: LayerSettings | None = None
+) -> Placement:
     """Final names of all shard files, shards numbered in the order of the parts."""
+    columns = {} if graphs is None else layer_layout.layer_columns(graphs, layout)
     placement: Placement = {}
     shard = 0
     for part in parts:
         for number, record in enumerate(part.shards):
             for staged in record.files:
-                if staged not in _SIDECARS:
+                if layer_layout.is_layer_file(staged):
+                    placement[layer_layout.final_name(staged, shard, columns)] = (part.key, number, staged)
+                elif staged not in _SIDECARS:
                     name = stored_name(format, schema, layout, staged=staged, shard=shard)
                     placement[name] = (part.key, number, staged)
             shard += 1
@@ -93,13 +109,13 @@ def place_shards(dataset: Path, placement: Placement) -> None:
     _deploy(dataset, placement)
 
 
-def _concatenated(dataset: Path, parts: Sequence[PartRecord], name: str, empty: np.ndarray[Any, Any]) -> bytes:
+def _concatenated(dataset: Path, parts: Sequence[PartRecord], name: str, empty: npt.NDArray[Any]) -> npt.NDArray[Any]:
     arrays = [
         np.load(part_folder(dataset, part.key) / str(number) / name, allow_pickle=False)
         for part in parts
         for number in range(len(part.shards))
     ]
-    return npy_bytes(np.concatenate(arrays) if arrays else empty)
+    return np.concatenate(arrays) if arrays else empty
 
 
 def _quarantine_lines(dataset: Path, parts: Sequence[PartRecord]) -> Iterator[bytes]:
@@ -121,9 +137,22 @@ def _final_shards(parts: Sequence[PartRecord], placement: Placement) -> tuple[Sh
 
 
 def content_digest(schema: Schema, shards: Sequence[ShardRecord]) -> str:
-    """Digest of what the data are: the schema and the digests of all shard files, in order."""
-    text = json.dumps([schema.to_json(), [sorted((n, d.sha256) for n, d in s.files.items()) for s in shards]])
+    """Digest of what the data are: the schema and the digests of all shard files but graphs, in order."""
+    text = json.dumps([schema.to_json(), [_digests(shard, layer=False) for shard in shards]])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digests(shard: ShardRecord, *, layer: bool) -> list[tuple[str, str]]:
+    """Names and digests of a shard's files, either of its graphs or of all else."""
+    return sorted((n, d.sha256) for n, d in shard.files.items() if layer_layout.is_layer_file(n) == layer)
+
+
+def _graph_facts(graphs: LayerSettings, shards: Sequence[ShardRecord], blocks: npt.NDArray[Any]) -> dict[str, Any]:
+    """What the manifest says about a graph layer."""
+    edges, not_stored = (int(total) for total in blocks.sum(axis=0))
+    text = json.dumps([graphs.to_json(), [_digests(shard, layer=True) for shard in shards]])
+    content = {"content_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    return {**graphs.to_json(), "edges": edges, "structures_not_stored": not_stored, **content}
 
 
 def _clear_leftovers(dataset: Path, parts: Sequence[PartRecord], keep: set[str]) -> None:
@@ -151,6 +180,7 @@ def assemble(
     layout: Layout,
     format: Format,
     facts: Mapping[str, Any],
+    graphs: LayerSettings | None = None,
 ) -> DatasetManifest:
     """Finish a split from its finished parts; the manifest is written last.
 
@@ -163,18 +193,26 @@ def assemble(
         layout: capacities.
         format: storage format.
         facts: further `DatasetManifest` fields (references, raw files, provenance, ...).
+        graphs: the graphs that the parts were staged with.
 
     Raises:
         ShardError: a finished part has lost a file.
     """
-    placement = plan_placement(parts, schema, layout, format)
+    placement = plan_placement(parts, schema, layout, format, graphs)
     place_shards(dataset, placement)
     shards = _final_shards(parts, placement)
     contents = {
-        NATOMS_FILE: _concatenated(dataset, parts, "natoms.npy", np.zeros(0, np.int32)),
-        BLOCKS_FILE: _concatenated(dataset, parts, "blocks.npy", np.zeros((0, 4), np.int64)),
-        **metadata_files(format, schema, layout, num_shards=len(shards)),
+        NATOMS_FILE: npy_bytes(_concatenated(dataset, parts, NATOMS_SIDECAR, np.zeros(0, np.int32))),
+        BLOCKS_FILE: npy_bytes(_concatenated(dataset, parts, BLOCKS_SIDECAR, np.zeros((0, 4), np.int64))),
     }
+    layer, graph_facts = {}, {}
+    if graphs is not None:
+        extents = _concatenated(dataset, parts, GRAPHS_SIDECAR, np.zeros((0, 2), np.int64))
+        contents[layer_layout.BLOCKS_FILE] = npy_bytes(extents)
+        fullest = int(extents[:, 0].max(initial=0))
+        layer = layer_layout.layer_metadata(graphs, layout, num_shards=len(shards), fullest_block=fullest)
+        graph_facts = _graph_facts(graphs, shards, extents)
+    contents |= metadata_files(format, schema, layout, num_shards=len(shards), layer=layer)
     quarantine = b"".join(_quarantine_lines(dataset, parts))
     if quarantine:
         contents[QUARANTINE_FILE] = quarantine
@@ -190,6 +228,7 @@ def assemble(
         layout=layout,
         shards=shards,
         files={file_name: digest(payload) for file_name, payload in contents.items()},
+        graphs=graph_facts,
         content_sha256=content_digest(schema, shards),
         **facts,
     )

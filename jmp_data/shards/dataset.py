@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,13 @@ import numpy.typing as npt
 from jmp_data.errors import MissingFileError, ShardError
 from jmp_data.schema import Block, Schema, Structure
 from jmp_data.shards.formats import BlockReader, block_reader, digest
+from jmp_data.shards.graph_layer import GraphLayer
 from jmp_data.shards.layout import SOURCE_ID
 from jmp_data.shards.manifest import MANIFEST_NAME, DatasetManifest
 from jmp_data.shards.stores import FsspecStore, Store, open_store
+
+if TYPE_CHECKING:
+    from jmp_data.graphs import Edges
 
 NATOMS_FILE = "natoms.npy"
 BLOCKS_FILE = "blocks.npy"
@@ -89,7 +93,7 @@ class ShardDataset:
 
     @cached_property
     def _blocks(self) -> npt.NDArray[np.int64]:
-        return np.asarray(self._sidecar(BLOCKS_FILE), np.int64).reshape(-1, 4)
+        return np.asarray(self.read_sidecar(BLOCKS_FILE), np.int64).reshape(-1, 4)
 
     @cached_property
     def block_structures(self) -> npt.NDArray[np.int64]:
@@ -113,9 +117,14 @@ class ShardDataset:
     @cached_property
     def natoms(self) -> npt.NDArray[Any]:
         """(len,) atoms of each structure, memory-mapped where local; reads no structures."""
-        return self._sidecar(NATOMS_FILE, mapped=True)
+        return self.read_sidecar(NATOMS_FILE, mapped=True)
 
-    def _sidecar(self, name: str, *, mapped: bool = False) -> npt.NDArray[Any]:
+    def read_sidecar(self, name: str, *, mapped: bool = False) -> npt.NDArray[Any]:
+        """A small array beside the shards, checked against its digest; or memory-mapped, where it is large and local.
+
+        Raises:
+            ShardError: damaged or missing.
+        """
         path = self.store.local_path(name)
         try:
             if mapped and path is not None and path.stat().st_size > _SMALL_FILE:
@@ -143,14 +152,40 @@ class ShardDataset:
         Raises:
             ShardError: a chunk is damaged or missing; names shard, array and block.
         """
+        shard, block = self.locate_block(index)
+        structures, _, offset, nbytes = (int(value) for value in self._blocks[index])
+        names = (*self.schema.names, SOURCE_ID) if columns is None else columns
+        return self._block_reader().read(shard, block, columns=names, extent=(structures, offset, nbytes))
+
+    def locate_block(self, index: int) -> tuple[int, int]:
+        """Shard of a block, and its number in there."""
         if not 0 <= index < self.num_blocks:
             raise IndexError(f"block {index} of {self.num_blocks}")
         shard = int(np.searchsorted(self._shard_ptr, index, "right")) - 1
-        structures, _, offset, nbytes = (int(value) for value in self._blocks[index])
-        names = (*self.schema.names, SOURCE_ID) if columns is None else columns
-        return self._block_reader().read(
-            shard, index - int(self._shard_ptr[shard]), columns=names, extent=(structures, offset, nbytes)
-        )
+        return shard, index - int(self._shard_ptr[shard])
+
+    @cached_property
+    def graph_layer(self) -> GraphLayer | None:
+        """The radius graphs that are stored with the data set, if there are any."""
+        return GraphLayer(self) if self.manifest.graphs else None
+
+    def read_graphs(self, index: int) -> dict[str, Edges]:
+        """Stored radius graphs of one block.
+
+        Args:
+            index: block number, 0 to num_blocks - 1.
+
+        Returns:
+            Name of each graph of the layer → its edges, with atoms numbered through the block. Structures whose edges
+            are not stored have theirs searched now.
+
+        Raises:
+            MissingFileError: the data set was built without graphs.
+            ShardError: a chunk is damaged or missing; names shard, array and block.
+        """
+        if self.graph_layer is None:
+            raise MissingFileError(f"{self.path}: holds no radius graphs; build it with --graphs main or --graphs all")
+        return self.graph_layer.read(index)
 
     def blocks(self, columns: Sequence[str] | None = None) -> Iterator[Block]:
         """All blocks in order."""
@@ -194,5 +229,5 @@ def open_dataset(path: str | Path) -> ShardDataset:
         ) from None
     manifest = DatasetManifest.from_bytes(payload, where=f"{path}/{MANIFEST_NAME}")
     if isinstance(store, FsspecStore):
-        store.version = manifest.content_sha256
+        store.version = manifest.content_sha256 + str(manifest.graphs.get("content_sha256", ""))
     return ShardDataset(store, manifest)

@@ -7,7 +7,6 @@ finished data set. Both know the format, nothing of parts, processes or splits.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,10 +19,10 @@ from jmp_data.schema import Block, Schema
 from jmp_data.shards import tar_codec, zarr_codec
 from jmp_data.shards.layout import NATOMS, SOURCE_ID, Format, Layout, stored_columns
 from jmp_data.shards.manifest import FileDigest
-from jmp_data.shards.stores import Span, Store
+from jmp_data.shards.shard_chunks import ShardChunks
+from jmp_data.shards.stores import Store
 
 Array = npt.NDArray[Any]
-_CACHED_INDEXES = 4096
 
 
 class ShardEncoder(Protocol):
@@ -112,24 +111,24 @@ def stored_name(name: Format, schema: Schema, layout: Layout, *, staged: str, sh
     return "/".join([staged, "c", str(shard), *["0"] * len(column.chunk)])
 
 
-def metadata_files(name: Format, schema: Schema, layout: Layout, *, num_shards: int) -> dict[str, bytes]:
-    """The Zarr metadata of a finished data set; nothing for WebDataset."""
-    import json
+def metadata_files(
+    name: Format, schema: Schema, layout: Layout, *, num_shards: int, layer: Mapping[str, dict[str, Any]]
+) -> dict[str, bytes]:
+    """The Zarr metadata of a finished data set: of its columns, unless they are in tars, and of its graph layer.
 
-    if name == "webdataset":
-        return {}
-    arrays = {
-        column.name: zarr_codec.array_metadata(column, layout, num_shards) for column in stored_columns(schema, layout)
-    }
-    attributes = {"note": "natoms == 0 pads the end of each block; see manifest.json"}
-    group = {
-        "zarr_format": 3,
-        "node_type": "group",
-        "attributes": attributes,
-        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": arrays},
-    }
-    documents = {"zarr.json": group} | {f"{array}/zarr.json": metadata for array, metadata in arrays.items()}
-    return {path: (json.dumps(document, indent=1) + "\n").encode() for path, document in documents.items()}
+    Args:
+        name: format.
+        schema: columns.
+        layout: capacities.
+        num_shards: number of shards.
+        layer: folder → metadata of the group and arrays of the graph layer; empty without one.
+    """
+    nodes: dict[str, dict[str, Any]] = {}
+    if name == "zarr":
+        nodes[""] = zarr_codec.group_metadata({"note": "natoms == 0 pads the end of each block; see manifest.json"})
+        for column in stored_columns(schema, layout):
+            nodes[column.name] = zarr_codec.array_metadata(column, layout, num_shards)
+    return zarr_codec.documents({**nodes, **layer})
 
 
 def digest(payload: bytes) -> FileDigest:
@@ -162,41 +161,21 @@ class BlockReader(Protocol):
 
 
 class ZarrBlockReader:
-    """Range reads of single chunks, all columns of a block at once; shard indexes are kept."""
+    """Range reads of single chunks, all columns of a block at once."""
 
     def __init__(self, store: Store, schema: Schema, layout: Layout) -> None:
-        self._store, self._schema, self._layout = store, schema, layout
+        self._url, self._schema = store.url, schema
         self._columns = {column.name: column for column in stored_columns(schema, layout)}
-        self._indexes: OrderedDict[str, Array] = OrderedDict()
-
-    def _where(self, shard: int, block: int, array: str) -> str:
-        return f"{self._store.url}: shard {shard}, array {array}, block {block}"
-
-    def _file(self, shard: int, array: str) -> str:
-        return "/".join([array, "c", str(shard), *["0"] * len(self._columns[array].chunk)])
-
-    def _load_indexes(self, shard: int, block: int, arrays: Sequence[str]) -> None:
-        unknown = {self._file(shard, array): array for array in arrays if self._file(shard, array) not in self._indexes}
-        blocks = self._layout.blocks_per_shard
-        tails = self._store.read_many([Span(name, -zarr_codec.index_nbytes(blocks)) for name in unknown])
-        for (name, array), tail in zip(unknown.items(), tails, strict=True):
-            self._indexes[name] = zarr_codec.decode_index(tail, blocks, where=self._where(shard, block, array))
-        while len(self._indexes) > _CACHED_INDEXES:
-            self._indexes.popitem(last=False)
+        self._shards = ShardChunks(store, layout.blocks_per_shard)
 
     def _chunks(self, shard: int, block: int, arrays: Sequence[str]) -> dict[str, Array]:
-        self._load_indexes(shard, block, arrays)
-        spans = []
-        for array in arrays:
-            name = self._file(shard, array)
-            offset, nbytes = (int(value) for value in self._indexes[name][block])
-            if offset == zarr_codec.ABSENT:
-                raise ShardError(f"{self._where(shard, block, array)}: block is absent from the shard file")
-            spans.append(Span(name, offset, offset + nbytes))
-        payloads = self._store.read_many(spans)
+        axes = {array: ["0"] * len(self._columns[array].chunk) for array in arrays}
+        files = {"/".join([array, "c", str(shard), *rest]): array for array, rest in axes.items()}
+        where = {file: f"{self._url}: shard {shard}, array {array}, block {block}" for file, array in files.items()}
+        payloads = self._shards.read(block, list(files), where)
         return {
-            array: zarr_codec.decode_chunk(self._columns[array], payload, where=self._where(shard, block, array))
-            for array, payload in zip(arrays, payloads, strict=True)
+            array: zarr_codec.decode_chunk(self._columns[array], payload, where=where[file])
+            for (file, array), payload in zip(files.items(), payloads, strict=True)
         }
 
     def read(self, shard: int, block: int, *, columns: Sequence[str], extent: tuple[int, int, int]) -> Block:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jmp_data.errors import JmpDataError, MissingFileError, ShardError
-from jmp_data.shards.dataset import ShardDataset, open_dataset
+from jmp_data.shards.dataset import BLOCKS_FILE, ShardDataset, open_dataset
 from jmp_data.shards.formats import digest_file
+from jmp_data.shards.graph_layer.layout import BLOCKS_FILE as LAYER_BLOCKS_FILE
+from jmp_data.shards.graph_layer.layout import is_layer_file
 from jmp_data.shards.layout import SOURCE_ID
 from jmp_data.shards.manifest import MANIFEST_NAME, DatasetManifest, FileDigest
 from jmp_data.shards.staging import BUILD_FOLDER
@@ -46,12 +48,15 @@ def _compare(path: Path, expected: FileDigest) -> str | None:
 
 def _damaged_blocks(dataset: ShardDataset, shard: int, file: str) -> list[str]:
     """Messages of all blocks of a shard that do not decode, for the array that a file holds (all arrays of a tar)."""
+    first = sum(record.blocks for record in dataset.manifest.shards[:shard])
+    blocks = range(first, first + dataset.manifest.shards[shard].blocks)
+    if dataset.graph_layer is not None and is_layer_file(file):
+        return dataset.graph_layer.damaged_blocks(blocks, file)
     array = file.split("/")[0]
     names = (*dataset.schema.names, SOURCE_ID) if dataset.manifest.format == "webdataset" else (array,)
     columns = [name for name in names if name != "natoms"]
-    first = sum(record.blocks for record in dataset.manifest.shards[:shard])
     messages = []
-    for block in range(first, first + dataset.manifest.shards[shard].blocks):
+    for block in blocks:
         try:
             dataset.read_block(block, columns)
         except ShardError as error:
@@ -65,7 +70,7 @@ def _check_shard(dataset: ShardDataset, root: Path, number: int) -> Iterator[Dam
         if problem is None:
             continue
         messages = _damaged_blocks(dataset, number, name) if (root / name).is_file() else []
-        array = name.split("/")[0]
+        array = "/".join(name.split("/")[: 2 if is_layer_file(name) else 1])
         located = messages or [f"{root}: shard {number}, array {array}, file {name}: {problem}"]
         for message in located:
             yield Damage(name, number, message)
@@ -93,7 +98,7 @@ def verify_dataset(path: str | Path, progress: Callable[[int, int], None] = lamb
         problem = _compare(root / name, expected)
         if problem is not None:
             findings.append(Damage(name, None, f"{root}: file {name}: {problem}"))
-    if not any(finding.file in ("blocks.npy",) for finding in findings):
+    if not any(finding.file in (BLOCKS_FILE, LAYER_BLOCKS_FILE) for finding in findings):
         for number in range(len(manifest.shards)):
             findings += _check_shard(dataset, root, number)
             progress(number + 1, len(manifest.shards))

@@ -59,7 +59,12 @@ class Column:
     name: str
     dtype: np.dtype[Any]
     chunk: tuple[int, ...]
-    level: Literal["structure", "atom", "byte"]
+    level: Literal["structure", "atom", "byte", "edge"]
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of one row."""
+        return self.dtype.itemsize * int(np.prod(self.chunk[1:], dtype=np.int64))
 
 
 def stored_columns(schema: Schema, layout: Layout) -> tuple[Column, ...]:

@@ -84,8 +84,9 @@ class DatasetManifest:
         references: fitted and published energy references and normalisers.
         statistics: counts per element, sizes, moments.
         provenance: source manifest digest, code version, licence, citation, split rule.
+        graphs: settings of the stored radius graphs, how many edges there are, and their digest; empty without any.
         format_version: version of this layout.
-        content_sha256: digest of schema and shard contents; equal digests mean equal data.
+        content_sha256: digest of schema and shard contents, graphs aside; equal digests mean equal data.
     """
 
     name: str
@@ -103,6 +104,7 @@ class DatasetManifest:
     references: Mapping[str, Any] = field(default_factory=dict)
     statistics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    graphs: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
     content_sha256: str = ""
 

@@ -10,7 +10,9 @@ import io
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,16 @@ import numpy.typing as npt
 from jmp_data.schema import Block, Schema
 from jmp_data.shards.atomic import write_atomic, write_durable
 from jmp_data.shards.formats import ShardEncoder, digest, shard_encoder
+from jmp_data.shards.graph_layer import LayerSettings
+from jmp_data.shards.graph_layer.writer import LayerShardWriter
 from jmp_data.shards.layout import Format, Layout
 from jmp_data.shards.manifest import ShardRecord
 from jmp_data.shards.packing import repack
 
 BUILD_FOLDER = ".build"
 PART_RECORD = "part.json"
+NATOMS_SIDECAR, BLOCKS_SIDECAR, GRAPHS_SIDECAR = "natoms.npy", "blocks.npy", "graph_blocks.npy"
+"""Files of a staged shard that are joined with those of the others; each is one array."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,34 +91,60 @@ class _ShardSink:
         self.folder, self.key, self.raw_files = folder, key, raw_files
         self.records: list[ShardRecord] = []
 
-    def write(self, encoder: ShardEncoder, blocks: npt.NDArray[np.int64], natoms: npt.NDArray[np.int32]) -> None:
-        contents = encoder.files()
-        contents |= {"natoms.npy": npy_bytes(natoms), "blocks.npy": npy_bytes(blocks)}
-        write_durable(self.folder / str(len(self.records)), contents)
+    @property
+    def next_folder(self) -> Path:
+        """Where the shard in hand goes."""
+        return self.folder / str(len(self.records))
+
+    def write(self, shard: _OpenShard) -> None:
+        contents, layer = shard.encoder.files(), {}
+        blocks, natoms = np.array(shard.extents, np.int64), np.concatenate(shard.natoms)
+        contents |= {NATOMS_SIDECAR: npy_bytes(natoms), BLOCKS_SIDECAR: npy_bytes(blocks)}
+        if shard.layer is not None:
+            contents[GRAPHS_SIDECAR] = npy_bytes(shard.layer.extents)
+            layer = shard.layer.finish()
+        write_durable(self.next_folder, contents)
         self.records.append(
             ShardRecord(
                 blocks=len(blocks),
                 structures=int(blocks[:, 0].sum()),
                 atoms=int(blocks[:, 1].sum()),
-                files={name: digest(payload) for name, payload in contents.items()},
+                files={**{name: digest(payload) for name, payload in contents.items()}, **layer},
                 part=self.key,
                 raw_files=self.raw_files,
             )
         )
 
 
-def _write_shards(blocks: Iterator[Block], sink: _ShardSink, schema: Schema, layout: Layout, name: Format) -> None:
-    encoder = shard_encoder(name, schema, layout)
-    extents: list[tuple[int, int, int, int]] = []
-    natoms: list[npt.NDArray[np.int32]] = []
-    for block in blocks:
-        extents.append((len(block), block.num_atoms, *encoder.add(block)))
-        natoms.append(block.natoms)
-        if encoder.num_blocks == layout.blocks_per_shard:
-            sink.write(encoder, np.array(extents, np.int64), np.concatenate(natoms))
-            encoder, extents, natoms = shard_encoder(name, schema, layout), [], []
-    if extents:
-        sink.write(encoder, np.array(extents, np.int64), np.concatenate(natoms))
+class _OpenShard:
+    """A shard that is being filled: its structures in memory, its graphs on their way to disk."""
+
+    def __init__(self, encoder: ShardEncoder, layer: LayerShardWriter | None) -> None:
+        self.encoder, self.layer = encoder, layer
+        self.extents: list[tuple[int, int, int, int]] = []
+        self.natoms: list[npt.NDArray[np.int32]] = []
+
+    def add(self, block: Block) -> None:
+        self.extents.append((len(block), block.num_atoms, *self.encoder.add(block)))
+        self.natoms.append(block.natoms)
+        if self.layer is not None:
+            self.layer.add(block)
+
+
+def _write_shards(
+    blocks: Iterator[Block],
+    sink: _ShardSink,
+    schema: Schema,
+    layout: Layout,
+    name: Format,
+    graphs: LayerSettings | None,
+) -> None:
+    while (first := next(blocks, None)) is not None:
+        with nullcontext() if graphs is None else LayerShardWriter(sink.next_folder, graphs, layout) as layer:
+            shard = _OpenShard(shard_encoder(name, schema, layout), layer)
+            for block in chain([first], islice(blocks, layout.blocks_per_shard - 1)):
+                shard.add(block)
+            sink.write(shard)
 
 
 def stage_shards(
@@ -124,16 +156,18 @@ def stage_shards(
     layout: Layout,
     format: Format,
     raw_files: tuple[str, ...] = (),
+    graphs: LayerSettings | None = None,
 ) -> tuple[ShardRecord, ...]:
     """Write the shards of one part into its staging folder, replacing whatever an interrupted run left there.
 
-    The part is not finished until `finish_part` is called.
+    Graphs are found and stored as well where settings for them are given. The part is not finished until
+    `finish_part` is called.
     """
     folder = part_folder(dataset, key)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     sink = _ShardSink(folder, key, raw_files)
-    _write_shards(repack(blocks, layout), sink, schema, layout, format)
+    _write_shards(repack(blocks, layout), sink, schema, layout, format, graphs)
     return tuple(sink.records)
 
 

@@ -16,6 +16,7 @@ from jmp_data.schema import Block, Field, Schema, Structure
 from jmp_data.schema.fields import STANDARD_TARGETS
 from jmp_data.shards.assemble import assemble
 from jmp_data.shards.dataset import ShardDataset, open_dataset
+from jmp_data.shards.graph_layer import LayerSettings
 from jmp_data.shards.layout import Format, Layout
 from jmp_data.shards.manifest import MANIFEST_NAME
 from jmp_data.shards.staging import BUILD_FOLDER, PartRecord, finish_part, stage_shards
@@ -73,6 +74,7 @@ def write_dataset(
     format: Format = "zarr",
     name: str | None = None,
     schema: Schema | None = None,
+    graphs: LayerSettings | None = None,
 ) -> ShardDataset:
     """Write structures as a finished data set.
 
@@ -82,6 +84,7 @@ def write_dataset(
         format: zarr or webdataset.
         name: data set name; the parent folder's name by default.
         schema: columns; inferred from the structures by default.
+        graphs: radius graphs to store as well; none by default.
 
     Raises:
         ManifestError: the folder already holds a data set.
@@ -95,7 +98,7 @@ def write_dataset(
         schema = infer_schema(structures)
     layout, total = Layout(), StatisticsAccumulator()
     blocks = _chunks(iter(structures), schema, total)
-    shards = stage_shards(folder, "all", blocks, schema=schema, layout=layout, format=format)
+    shards = stage_shards(folder, "all", blocks, schema=schema, layout=layout, format=format, graphs=graphs)
     record = PartRecord("all", shards, statistics=total.to_json())
     finish_part(folder, record)
     facts = {
@@ -105,6 +108,16 @@ def write_dataset(
         "units": {"energy": "eV", "length": "Å", "constants": "none applied"},
     }
     label = name if name is not None else folder.absolute().parent.name
-    assemble(folder, [record], name=label, split=folder.name, schema=schema, layout=layout, format=format, facts=facts)
+    assemble(
+        folder,
+        [record],
+        name=label,
+        split=folder.name,
+        schema=schema,
+        layout=layout,
+        format=format,
+        facts=facts,
+        graphs=graphs,
+    )
     shutil.rmtree(folder / BUILD_FOLDER)
     return open_dataset(folder)

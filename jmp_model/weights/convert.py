@@ -84,7 +84,13 @@ def import_released(
         RawFileError: the file is damaged.
         UnsafePickleError: it was made to execute something.
     """
-    file = read_released(path)
+    return convert_released(read_released(path), path, weights=weights, references=references or {})
+
+
+def convert_released(
+    file: ReleasedFile, path: Path, *, weights: Weights, references: Mapping[str, Mapping[str, Any]]
+) -> Imported:
+    """`import_released` for a file that is read already."""
     tasks = _tasks(file, path)
     keys = _map_keys(file, tasks, path)
     model = from_released(file.state)
@@ -93,13 +99,13 @@ def import_released(
         raise CheckpointError(
             f"{path}: has no averaged (EMA) weights, which JMP fine-tunes from; --weights live takes the live ones"
         )
-    unknown = sorted(set(references or {}) - set(tasks))
+    unknown = sorted(set(references) - set(tasks))
     if unknown:
         raise CheckpointError(f"{path}: references for {', '.join(unknown)}, but its heads are {', '.join(tasks)}")
     average = from_released(file.average) if weights == "ema" and file.average is not None else {}
     checkpoint = Checkpoint(
         backbone=file.backbone,
-        normalizers=tuple(_normalizer(task, file, (references or {}).get(task), path) for task in tasks),
+        normalizers=tuple(_normalizer(task, file, references.get(task), path) for task in tasks),
         model={name: value.contiguous() for name, value in model.items()},
         average={name: value.contiguous() for name, value in average.items()},
         step=file.step,

@@ -269,6 +269,7 @@ _MAKERS: dict[str, Callable[..., object]] = {
     "collections.OrderedDict": _make_dict,
     "collections.defaultdict": _make_dict,
     "collections.Counter": _make_dict,
+    "builtins.bytes": lambda *arguments: b"" if not arguments else Foreign(Name("builtins", "bytes"), arguments),
     "builtins.set": _make_set,
     "builtins.frozenset": _make_set,
     "builtins.getattr": _make_attribute,

@@ -12,9 +12,12 @@ from jmp_data.build import BuildSettings, choose_engine, plan_build, run_array_p
 from jmp_data.build.lock import TargetLockedError, lock_targets
 from jmp_data.build.repair import repair_dataset
 from jmp_data.errors import JmpDataError, MissingFileError, RawFileError, ShardError
+from jmp_data.graphs import PERIODIC, GraphSettings
+from jmp_data.shards.graph_layer import LayerSettings
 from jmp_data.shards.integrity import verify_dataset
 from jmp_data.shards.layout import Layout
 from tests import raw_archives
+from tests.graph_structures import searched
 
 SOURCES = ["oc20", "oc22", "ani1x", "transition1x"]
 SMALL = Layout(block_structures=4, block_atoms=64, blocks_per_shard=2)
@@ -64,11 +67,35 @@ def test_everything_that_goes_in_comes_out(raw: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(structure.tags, frame.tags)
 
 
-@pytest.mark.parametrize("format", ["zarr", "webdataset"])
-def test_the_number_of_workers_changes_no_byte(raw: Path, tmp_path: Path, format: str) -> None:
-    build(raw, tmp_path / "one", format=format)
-    build(raw, tmp_path / "two", format=format, workers=2)
+@pytest.mark.parametrize(("format", "graphs"), [("zarr", "none"), ("webdataset", "none"), ("zarr", "all")])
+def test_the_number_of_workers_changes_no_byte(raw: Path, tmp_path: Path, format: str, graphs: str) -> None:
+    build(raw, tmp_path / "one", format=format, graphs=graphs)
+    build(raw, tmp_path / "two", format=format, graphs=graphs, workers=2)
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+@pytest.mark.parametrize("format", ["zarr", "webdataset"])
+def test_graphs_are_stored_beside_the_same_structures(raw: Path, tmp_path: Path, format: str) -> None:
+    plain = {entry.dataset.name: entry for entry in build(raw, tmp_path / "plain", ["oc20"], format=format)}
+    for kind in ("main", "all"):
+        for done in build(raw, tmp_path / kind, ["oc20"], format=format, graphs=kind):
+            assert done.manifest.content_sha256 == plain[done.dataset.name].manifest.content_sha256
+            assert done.manifest.graphs["kind"] == kind
+            dataset = open_dataset(done.dataset)
+            for number, block in enumerate(dataset.blocks()):
+                expected = searched(block, PERIODIC)
+                for name, edges in dataset.read_graphs(number).items():
+                    np.testing.assert_array_equal(edges.edge_index, getattr(expected, name).edge_index)
+                    np.testing.assert_array_equal(edges.cell_offsets, getattr(expected, name).cell_offsets)
+            assert verify_dataset(done.dataset) == []
+
+
+def test_a_source_may_state_its_own_graphs() -> None:
+    layer = BuildSettings(graphs="all").graph_layer("rmd17:aspirin")
+    assert layer is not None
+    assert layer.molecule == GraphSettings(7.0, main=100, a2ee2a=66, qint=26, a2a=3333)
+    assert BuildSettings(graphs="main").graph_layer("oc20") == LayerSettings("main")
+    assert BuildSettings().graph_layer("oc20") is None
 
 
 def test_a_job_array_gives_the_same_bytes(raw: Path, tmp_path: Path) -> None:
@@ -186,6 +213,35 @@ def test_repair_rebuilds_exactly_what_is_damaged(raw: Path, tmp_path: Path) -> N
     assert repair_dataset(dataset, raw, damage) >= 1
     assert verify_dataset(dataset) == []
     assert tree(dataset) == before
+
+
+@pytest.mark.parametrize("format", ["zarr", "webdataset"])
+def test_repair_rebuilds_damaged_graphs(raw: Path, tmp_path: Path, format: str) -> None:
+    build(raw, tmp_path, ["oc20"], format=format, graphs="all")
+    dataset = tmp_path / "oc20" / "train"
+    before = tree(dataset)
+    victim = dataset / "graphs/source/c/1/0"
+    content = bytearray(victim.read_bytes())
+    content[40] ^= 0xFF
+    victim.write_bytes(content)
+    (dataset / "graphs/nedges/c/0/0").unlink()
+    (dataset / "graphs/zarr.json").unlink()
+    damage = verify_dataset(dataset)
+    assert {finding.shard for finding in damage} == {None, 0, 1}
+    assert any("array graphs/source, block 0" in finding.message for finding in damage)
+    assert repair_dataset(dataset, raw, damage) >= 1
+    assert verify_dataset(dataset) == []
+    assert tree(dataset) == before
+
+
+def test_graphs_can_be_added_and_taken_away(raw: Path, tmp_path: Path) -> None:
+    build(raw, tmp_path / "fresh", ["oc20"], graphs="main")
+    build(raw, tmp_path / "plain", ["oc20"])
+    for graphs in ("none", "main"):
+        build(raw, tmp_path / "changed", ["oc20"], graphs=graphs)
+    assert tree(tmp_path / "changed") == tree(tmp_path / "fresh")
+    build(raw, tmp_path / "changed", ["oc20"])
+    assert tree(tmp_path / "changed") == tree(tmp_path / "plain")
 
 
 def test_repair_refuses_other_raw_files(tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ from pymatgen.io.ase import AseAtomsAdaptor
 
 from jmp_data.graphs.lattice import reduce_cells
 from jmp_data.overlap import crystal_match
+from jmp_data.overlap.crystal_kernel import coset_sizes, has_translation, lattice_maps, repeated
 from jmp_data.overlap.crystal_match import crystal_rmsd
-from jmp_data.overlap.lattice_maps import coset_sizes, lattice_maps, repeated
-from jmp_data.overlap.same_lattice import has_translation
 from jmp_data.overlap.settings import OverlapSettings
 from tests.jmp_data.overlap.planting import disguised_crystal, geometry, prototypes, random_crystal
 
