@@ -20,8 +20,6 @@ cache notices a change of this file only. They release the GIL.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numba import njit
 
@@ -35,7 +33,7 @@ _LEAF_ATOMS = 32
 _LEAF_EXTENT = 1.0  # of the search radius
 _MAX_IMAGES = 100_000_000
 _NEARBY = 1.15  # d² within which the next target probably has enough, over the last one's farthest kept
-_RANKED = 128  # more than this are thinned by selection before all pairs are ranked
+_RANKED = 128  # up to this many, comparing all pairs is faster than sorting
 
 
 @njit(cache=True, nogil=True)
@@ -62,7 +60,7 @@ def _grown_rows(array, needed):
 @njit(cache=True, nogil=True)
 def _rounded(squared):
     """The squared distance that truncation compares, in units of `TIE_RESOLUTION`."""
-    return math.floor(squared * _TIES + 0.5)
+    return np.floor(squared * _TIES + 0.5)
 
 
 @njit(cache=True, nogil=True)
@@ -344,7 +342,7 @@ def _search_leaf(
         while few < min(widest, n):
             few = 0
             # Halfway between two multiples of the resolution, so that neighbours that tie are in or out together.
-            within = (math.floor(nearby * _TIES) + 0.5) / _TIES
+            within = (np.floor(nearby * _TIES) + 0.5) / _TIES if nearby < limit else np.inf
             for i in range(n):
                 near[few] = hit[i]
                 few += squared[hit[i]] < within

@@ -165,6 +165,14 @@ def test_many_neighbours_are_ranked_like_few() -> None:
     assert_same_graphs(kernel, nest_graphs(kernel.a2a, positions, cell, pbc, [125], tags, wide))
 
 
+def test_fewer_neighbours_than_any_limit_keeps_them_all() -> None:
+    """More targets in a row than a radius that grows by half for each of them could survive."""
+    positions = np.random.default_rng(0).random((250, 3)) * 8.0
+    generous = GraphSettings(cutoff=14.0, main=400, a2ee2a=400, qint=400, a2a=400)
+    graphs = four_graphs(positions, None, False, np.full(250, 2), generous)
+    assert {len(getattr(graphs, name)) for name in GRAPH_NAMES} == {250 * 249}
+
+
 def test_settings_follow_the_published_proportions() -> None:
     def limits(n: int) -> tuple[int, ...]:
         s = GraphSettings.from_main_count(n, 12.0)
