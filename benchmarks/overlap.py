@@ -4,9 +4,9 @@
 
 Molecules are the hard case on purpose: all share few formulas (QM9 has 134k molecules of some 700 formulas), so that no
 structure is spared by its composition. Crystals are cells of 4 to 40 atoms of which one in five has a composition that
-the other side knows. One structure in a hundred is a disguised copy, and `matches` says how many were
-found. Processor time of one process, so that other work on the machine counts little; the peak of memory is that of the
-whole process, the making of the data included.
+the other side knows. One structure in a hundred is a disguised copy, and `matches` says how many were found. Times are
+processor time of one process, so that other work on the machine counts little; the peak of memory is that of the whole
+process, the making of the data included.
 """
 
 from __future__ import annotations

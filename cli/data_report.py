@@ -44,18 +44,23 @@ def report(
         list[str], typer.Argument(metavar="DIR", help="Data sets, or folders of data sets, or URLs.")
     ],
     output: Annotated[Path, typer.Option("--out", "-o", help="Page to write.")] = Path("report.html"),
+    overlap_dir: Annotated[
+        Path | None, typer.Option("--overlap", help="Folder that jmp-data overlap wrote, to show its table.")
+    ] = None,
 ) -> None:
     """Write one self-contained page about data sets: counts, elements, energies, forces, pictures, provenance.
 
     Example: jmp-data report shards --out report.html
     """
+    from jmp_data.overlap.output import read_summary
     from jmp_data.report import write_report
     from jmp_data.report.sample import choose_blocks
 
     datasets = _open_all(directories)
+    summary = None if overlap_dir is None else read_summary(overlap_dir)
     total = sum(choose_blocks(dataset).structures for dataset in datasets)
     with progress("report", total, "structures") as advance:
-        write_report(datasets, output, progress=advance)
+        write_report(datasets, output, overlap=summary, progress=advance)
     out.print(f"{output}: {len(datasets)} data sets, {output.stat().st_size / 1e3:.0f} kB", markup=False)
 
 

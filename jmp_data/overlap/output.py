@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from jmp_data.errors import ManifestError, MissingFileError
 from jmp_data.overlap.exclusions import SUMMARY_FILE, write_exclusions
 from jmp_data.overlap.run import EXACT_MARK, NEAR_MARK, Overlap, PairResult
 from jmp_data.shards import ShardDataset
@@ -25,6 +26,7 @@ COLUMNS: Final = (
 )
 
 _THRESHOLDS = ("near", "exact", "strain")
+_PAIR_KEYS = ("left", "right", "left_exact", "left_near", "right_exact", "right_near", "verified", "unresolved")
 _CHUNK = 50_000
 
 
@@ -55,6 +57,29 @@ def summarize(overlap: Overlap) -> dict[str, Any]:
         "right": [_describe(dataset) for dataset in overlap.right],
         "pairs": [_pair_row(overlap, pair) for pair in overlap.pairs],
     }
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary that `write_overlap` left in a folder.
+
+    Raises:
+        MissingFileError: there is none.
+        ManifestError: it is something else.
+    """
+    path = folder / SUMMARY_FILE
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file; jmp-data overlap --out {folder} writes it")
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        complete = all(set(pair) == set(_PAIR_KEYS) for pair in summary["pairs"])
+        known = {f"{e['dataset']}/{e['split']}": int(e["structures"]) for e in summary["left"] + summary["right"]}
+        complete &= all(pair["left"] in known and pair["right"] in known for pair in summary["pairs"])
+        complete &= set(summary["thresholds"]) == set(_THRESHOLDS)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ManifestError(f"{path}: not a summary of jmp-data overlap ({error})") from error
+    if not complete:
+        raise ManifestError(f"{path}: written by another version; run jmp-data overlap again")
+    return dict(summary)
 
 
 def _describe(dataset: ShardDataset) -> dict[str, Any]:

@@ -34,13 +34,18 @@ _EXAMPLE_BYTES = 1 << 20
 
 
 def write_report(
-    datasets: Sequence[ShardDataset], path: Path, *, progress: Progress = lambda count, note: None
+    datasets: Sequence[ShardDataset],
+    path: Path,
+    *,
+    overlap: Mapping[str, Any] | None = None,
+    progress: Progress = lambda count, note: None,
 ) -> Path:
     """Write the page.
 
     Args:
         datasets: splits; those with one data set name become one section.
         path: file to write.
+        overlap: summary of a search for duplicates (`jmp_data.overlap.read_summary`), to be shown as a table.
         progress: called with the number of structures read and where.
 
     Raises:
@@ -49,16 +54,21 @@ def write_report(
     """
     if not datasets:
         raise ManifestError("a report needs at least one data set")
-    write_atomic(path, render_report(datasets, progress=progress).encode())
+    write_atomic(path, render_report(datasets, overlap=overlap, progress=progress).encode())
     return path
 
 
-def render_report(datasets: Sequence[ShardDataset], *, progress: Progress = lambda count, note: None) -> str:
+def render_report(
+    datasets: Sequence[ShardDataset],
+    *,
+    overlap: Mapping[str, Any] | None = None,
+    progress: Progress = lambda count, note: None,
+) -> str:
     """The page as text; see `write_report`."""
     groups = [list(splits) for _, splits in groupby(sorted(datasets, key=_order), key=lambda d: d.name)]
     collected = [_collect(splits, progress) for splits in groups]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return environment.from_string(PAGE).render(_page(collected))
+    return environment.from_string(PAGE).render(_page(collected) | {"overlap": _overlap(overlap)})
 
 
 def _collect(splits: Sequence[ShardDataset], progress: Progress) -> list[SplitStatistics]:
@@ -144,6 +154,26 @@ def _overview(groups: Sequence[Sequence[SplitStatistics]]) -> Iterator[dict[str,
                 "bytes": f"{size / max(1, manifest.num_structures):,.0f}",
                 "format": manifest.format,
             }
+
+
+def _overlap(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The table of a search for duplicates."""
+    if summary is None:
+        return None
+    sizes = {f"{e['dataset']}/{e['split']}": int(e["structures"]) for e in (*summary["left"], *summary["right"])}
+    rows = []
+    for pair in summary["pairs"]:
+        row: dict[str, str] = {"left": pair["left"], "right": pair["right"]}
+        for side in ("left", "right"):
+            found = pair[f"{side}_exact"] + pair[f"{side}_near"]
+            row |= {f"{side}_{kind}": f"{pair[f'{side}_{kind}']:,}" for kind in ("exact", "near")}
+            row[f"{side}_size"] = f"{sizes[pair[side]]:,}"
+            row[f"{side}_share"] = f"{100 * found / max(1, sizes[pair[side]]):.2g}%"
+            row["tone"] = " warn" if found else ""
+        rows.append(row)
+    thresholds = summary["thresholds"]
+    lead = f"exact within {plain(thresholds['exact'])} Å, near within {plain(thresholds['near'])} Å after alignment"
+    return {"lead": lead, "rows": rows}
 
 
 def _size(count: int) -> str:

@@ -26,6 +26,9 @@ PAGE: Final = """<!doctype html>
 </div></header>
 <nav><div>
 <a href="#overview">Overview</a>
+{%- if overlap %}
+<a href="#overlap">Duplicates</a>
+{%- endif %}
 {%- for section in sections %}
 <a href="#{{ section.anchor }}">{{ section.name }}</a>
 {%- endfor %}
@@ -55,6 +58,24 @@ PAGE: Final = """<!doctype html>
 <div class="card"><h3>Elements of all data sets together</h3><div class="scroll">{{ all_elements }}</div></div>
 {%- endif %}
 </section>
+{%- if overlap %}
+<section id="overlap">
+<div class="heading"><h2>Duplicates between data sets</h2><span class="lead">{{ overlap.lead }}</span></div>
+<div class="card scroll"><table>
+<thead><tr><th>pre-training</th><th class="number">structures</th><th class="number">exact</th>
+<th class="number">near</th><th class="number">share</th><th>downstream</th>
+<th class="number">structures</th><th class="number">exact</th>
+<th class="number">near</th><th class="number">share</th></tr></thead>
+<tbody>
+{%- for row in overlap.rows %}
+<tr><td>{{ row.left }}</td><td class="number">{{ row.left_size }}</td><td class="number">{{ row.left_exact }}</td>
+<td class="number">{{ row.left_near }}</td><td class="number{{ row.tone }}">{{ row.left_share }}</td>
+<td>{{ row.right }}</td><td class="number">{{ row.right_size }}</td><td class="number">{{ row.right_exact }}</td>
+<td class="number">{{ row.right_near }}</td><td class="number{{ row.tone }}">{{ row.right_share }}</td></tr>
+{%- endfor %}
+</tbody></table></div>
+</section>
+{%- endif %}
 {%- for section in sections %}
 <section id="{{ section.anchor }}">
 <div class="heading"><h2>{{ section.name }}</h2><span class="lead">{{ section.summary }}</span></div>
