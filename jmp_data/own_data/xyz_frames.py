@@ -31,7 +31,7 @@ class XyzFrame:
         offset: of its first byte in the unpacked text.
         lines: its lines; of a broken frame, all lines up to the next header.
         problem: why it is broken; empty for a sound one.
-        cut: the text ends inside it.
+        cut: the text ends inside it, or without a line end, so that it may.
     """
 
     offset: int
@@ -72,7 +72,7 @@ def _walk(file: IO[bytes], offset: int) -> Iterator[XyzFrame]:
         natoms = _parse_count(line)
         lines = [line, *islice(file, natoms + 1 if natoms else 0)]
         problem = _find_problem(lines, natoms)
-        cut = natoms > 0 and len(lines) < natoms + 2
+        cut = natoms > 0 and (len(lines) < natoms + 2 or not lines[-1].endswith(b"\n"))
         end = offset + sum(map(len, lines))
         following, line = _next_line(file, end)
         if not problem and _is_atom_row(line):

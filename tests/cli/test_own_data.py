@@ -89,6 +89,28 @@ def test_shares_of_a_job_array(folder: Path) -> None:
     assert [entry["structures"] for entry in json.loads(outcome.out)] == [24, 3, 3]
 
 
+def test_bad_frames_are_set_aside_and_counted(folder: Path) -> None:
+    lines = (folder / "mine.extxyz").read_text().splitlines(keepends=True)
+    second = len(FRAMES[0]) + 2
+    lines[second + 3] = lines[second + 3].replace(".", "x", 1)
+    (folder / "mine.extxyz").write_text("".join(lines)[:-200])
+    (folder / "my.yaml").write_text("name: mine\nfiles: [mine.extxyz]\nsplits: {fractions: {train: 1.0}}\n")
+    outcome = run("jmp-data", "build", folder / "my.yaml", "--out", folder / "shards", "--workers", 1, "--json")
+    (entry,) = json.loads(outcome.out)
+    assert entry["structures"] == 28
+    assert entry["quarantined"] == {"broken_frame": 1, "unreadable_frame": 1}
+    assert entry["records_in"] == 30
+    # A file that is cut is said to be damaged, with an exit code of its own.
+    assert outcome.code == 3
+    (line,) = outcome.error_lines
+    assert "mine.extxyz#29" in line
+    kept = [json.loads(line) for line in (folder / "shards/mine/train/quarantine.jsonl").read_text().splitlines()]
+    assert [record["source_id"] for record in kept] == ["mine.extxyz#1", "mine.extxyz#29"]
+    assert kept[0]["record"] == "".join(lines[second : second + len(FRAMES[1]) + 2])
+    strict = ["--on-error", "fail", "--out", folder / "strict", "--workers", 1]
+    expect_refusal(run("jmp-data", "build", folder / "my.yaml", *strict), "mine.extxyz#1", "cannot be parsed")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

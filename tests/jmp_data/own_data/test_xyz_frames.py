@@ -92,6 +92,15 @@ def test_a_cut_file_is_damaged(tmp_path: Path) -> None:
     assert "30 atoms announced, the file ends after" in bad.message
 
 
+def test_a_file_cut_inside_a_row_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "some.xyz"
+    path.write_text((frame(0, 2) + frame(1, 3))[:-6])
+    good, bad = outcomes(path)
+    assert isinstance(good, Record)
+    assert isinstance(bad, Unreadable)
+    assert bad.damaged_file
+
+
 def test_blank_lines_and_plain_xyz(tmp_path: Path) -> None:
     path = tmp_path / "plain.xyz"
     path.write_text("\n" + frame(0, 2, header="made by hand") + "\n\n" + frame(1, 2, header="17") + "\n")
