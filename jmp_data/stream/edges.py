@@ -6,7 +6,7 @@ seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,7 @@ from jmp_data.errors import ManifestError
 from jmp_data.graphs import GRAPH_NAMES, MOLECULE, PERIODIC, GraphSettings, batch_four_graphs
 from jmp_data.mixture import Mixture
 from jmp_data.stream.state import StreamPosition
+from jmp_data.stream.stored_graphs import can_serve, serve
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -34,27 +35,41 @@ class GraphBuilder:
         settings: for all structures, one for each data set, or None to choose by periodicity.
         edge_dropout: probability of dropping an edge.
         seed: what the dropout depends on, together with epoch, step and rank.
+        names: which of the four graphs.
     """
 
     settings: GraphSettings | tuple[GraphSettings, ...] | None
     edge_dropout: float
     seed: int
+    names: tuple[str, ...] = GRAPH_NAMES
 
     @classmethod
-    def for_mixture(cls, mixture: Mixture, graphs: GraphChoice, edge_dropout: float, seed: int) -> GraphBuilder:
+    def for_mixture(
+        cls, mixture: Mixture, graphs: GraphChoice, edge_dropout: float, seed: int, names: Sequence[str] = GRAPH_NAMES
+    ) -> GraphBuilder:
         """Resolve what a user asked for.
 
         Raises:
-            ManifestError: settings by name do not name exactly the data sets of the mixture.
+            ManifestError: settings by name do not name exactly the data sets of the mixture, or there is no such graph.
         """
+        chosen = tuple(name for name in GRAPH_NAMES if name in names)
+        if not chosen or len(chosen) < len(names):
+            raise ManifestError(f"graph_names are {list(names)}; choose from {', '.join(GRAPH_NAMES)}")
         if isinstance(graphs, GraphSettings):
-            return cls(graphs, edge_dropout, seed)
+            return cls(graphs, edge_dropout, seed, chosen)
         if graphs == "auto":
-            return cls(None, edge_dropout, seed)
+            return cls(None, edge_dropout, seed, chosen)
         if not isinstance(graphs, Mapping) or set(graphs) != set(mixture.names):
             given = sorted(graphs) if isinstance(graphs, Mapping) else graphs
             raise ManifestError(f"graph settings are for {given}, the mixture holds {sorted(mixture.names)}")
-        return cls(tuple(graphs[name] for name in mixture.names), edge_dropout, seed)
+        return cls(tuple(graphs[name] for name in mixture.names), edge_dropout, seed, chosen)
+
+    def settings_for(self, dataset: int) -> tuple[GraphSettings, GraphSettings]:
+        """Settings of the molecules and of the periodic structures of a data set."""
+        if self.settings is None:
+            return MOLECULE, PERIODIC
+        settings = self.settings[dataset] if isinstance(self.settings, tuple) else self.settings
+        return settings, settings
 
     @property
     def main_neighbors(self) -> int:
@@ -63,10 +78,10 @@ class GraphBuilder:
         return max(each.main for each in settings)
 
     def build(self, arrays: Mapping[str, Array], place: StreamPosition, rank: int) -> dict[str, Array]:
-        """The four graphs of a batch.
+        """The graphs of a batch.
 
         Args:
-            arrays: pos, cell, pbc, natoms, tags and dataset_index of the batch.
+            arrays: pos, cell, pbc, natoms, tags and dataset_index of the batch, and its stored edges, if any.
             place: where the stream stands after the batch.
             rank: whose batch it is.
 
@@ -75,17 +90,21 @@ class GraphBuilder:
             them.
         """
         rng = np.random.default_rng([self.seed % 2**63, place.epoch, place.step, rank]) if self.edge_dropout else None
-        graphs = batch_four_graphs(
-            arrays["pos"],
-            arrays["cell"],
-            arrays["pbc"],
-            arrays["natoms"],
-            arrays["tags"],
-            self._settings_of(arrays),
-            edge_dropout=self.edge_dropout,
-            rng=rng,
-        )
-        edges = {name: getattr(graphs, name) for name in GRAPH_NAMES}
+        settings = self._settings_of(arrays)
+        if can_serve(arrays, self.edge_dropout):
+            edges = serve(arrays, settings, self.names, edge_dropout=self.edge_dropout, rng=rng)
+        else:
+            graphs = batch_four_graphs(
+                arrays["pos"],
+                arrays["cell"],
+                arrays["pbc"],
+                arrays["natoms"],
+                arrays["tags"],
+                settings,
+                edge_dropout=self.edge_dropout,
+                rng=rng,
+            )
+            edges = {name: getattr(graphs, name) for name in self.names}
         indices = {f"{name}_edge_index": each.edge_index for name, each in edges.items()}
         return indices | {f"{name}_cell_offsets": each.cell_offsets for name, each in edges.items()}
 
@@ -106,7 +125,7 @@ def attach(batch: Batch, edges: Mapping[str, Array]) -> Batch:
     """Put built graphs on their batch, so that `get_example` finds each structure's part of them; returns it."""
     import torch
 
-    for graph in GRAPH_NAMES:
+    for graph in (name for name in GRAPH_NAMES if f"{name}_edge_index" in edges):
         edge_index = torch.from_numpy(edges[f"{graph}_edge_index"])
         # Edges are sorted by target atom, so each structure owns one stretch of them.
         slices = torch.searchsorted(edge_index[1].contiguous(), batch.ptr)

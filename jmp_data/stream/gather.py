@@ -76,7 +76,7 @@ def gather(samples: Samples, columns: tuple[BatchColumn, ...], block_of: Callabl
     places = np.cumsum(natoms) - natoms
     out = {column.key: _allocate(column, len(natoms), int(natoms.sum())) for column in columns}
     ones = np.ones(len(natoms), np.int64)
-    for window, visit, chosen in _by_block(samples):
+    for window, visit, chosen in by_block(samples):
         block = block_of(window, visit)
         ptr, rows, lengths = block.ptr, samples.row[chosen], natoms[chosen]
         if rows[-1] >= len(block) or not np.array_equal(ptr[rows + 1] - ptr[rows], lengths):
@@ -102,8 +102,8 @@ def _allocate(column: BatchColumn, num_structures: int, num_atoms: int) -> Array
     return np.full(shape, column.field.missing_value, column.dtype)
 
 
-def _by_block(samples: Samples) -> list[tuple[Window, int, Ints]]:
-    """(window, visit, samples of that visit in ascending rows)."""
+def by_block(samples: Samples) -> list[tuple[Window, int, Ints]]:
+    """Samples grouped by block: window, visit, and the samples of that visit in ascending rows."""
     most = max((len(window.blocks) for window in samples.windows), default=1)
     visits = samples.window * most + samples.visit
     longest = int(samples.row.max(initial=0)) + 1

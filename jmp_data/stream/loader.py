@@ -7,6 +7,7 @@ The parts, in the order in which a batch passes them:
     BlocksAhead    blocks in memory when they are needed       reading.py
     gather         rows of blocks → columns in stream order    gather.py
     collate        columns → batches, as views                 collate.py
+    StoredGraphs   stored edges, if they fit what is asked     stored_graphs.py
     GraphBuilder   edges, if asked for                         edges.py
 
 Only the first two decide what is in a batch, and they know nothing of workers, prefetching or time.
@@ -16,12 +17,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from jmp_data.errors import ManifestError
+from jmp_data.graphs import GRAPH_NAMES
 from jmp_data.mixture import Mixture
 from jmp_data.stream.balance import CostModel
 from jmp_data.stream.collate import collate
@@ -31,15 +36,30 @@ from jmp_data.stream.epoch_order import ORDER_VERSION, WINDOW_BLOCKS, EpochOrder
 from jmp_data.stream.gather import gather
 from jmp_data.stream.limits import MAX_NEIGHBORS, BatchLimits
 from jmp_data.stream.pool import WorkerPool
-from jmp_data.stream.reading import BlockFetcher, BlocksAhead, PoolFetcher, ThreadFetcher, columns_of_datasets
+from jmp_data.stream.reading import (
+    BlockFetcher,
+    BlocksAhead,
+    GraphPoolFetcher,
+    GraphThreadFetcher,
+    PoolFetcher,
+    ThreadFetcher,
+    columns_of_datasets,
+)
 from jmp_data.stream.state import StreamPosition, pack_state, unpack_state
 from jmp_data.stream.steps import Steps
+from jmp_data.stream.stored_graphs import StoredGraphs
 from jmp_data.stream.worker import BuildGraphs, WorkerSetup
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
+    from jmp_data.schema import Block
     from jmp_data.shards.dataset import ShardDataset
+    from jmp_data.shards.graph_layer import LayerBlock
+
+Array = npt.NDArray[Any]
+Delivery: TypeAlias = "tuple[Batch, StreamPosition, Mapping[str, Array]]"
+"""A batch, the place that the stream reaches with it, and the stored edges from which its graphs are to be made."""
 
 SECTION_SAMPLES = 16384
 """Samples, over all ranks, that are gathered at a time; their arrays live as long as any batch made of them."""
@@ -73,7 +93,9 @@ class StreamLoader:
         shuffle: False for stored order, each structure once, data set after data set (validation).
         targets: only these targets; all by default.
         graphs: put the four graphs on each batch: settings for all data sets, or name → settings, or "auto" for 12 Å
-            where anything is periodic and 8 Å elsewhere. See `jmp_data.graphs.attach_graphs`.
+            where anything is periodic and 8 Å elsewhere. See `jmp_data.graphs.attach_graphs`. Graphs that a data set
+            stores for exactly these settings are read, all others are searched; the edges are the same.
+        graph_names: only these graphs, of main, a2a, a2ee2a and qint.
         edge_dropout: probability of dropping an edge of those graphs, in training.
         cost: (n,) atom counts → (n,) work, by which ranks are balanced; the atom count itself by default.
         window_blocks: blocks of each data set that are shuffled together.
@@ -97,6 +119,7 @@ class StreamLoader:
         shuffle: bool = True,
         targets: Sequence[str] | None = None,
         graphs: GraphChoice | None = None,
+        graph_names: Sequence[str] = GRAPH_NAMES,
         edge_dropout: float = 0.0,
         cost: CostModel | None = None,
         window_blocks: int = WINDOW_BLOCKS,
@@ -110,7 +133,10 @@ class StreamLoader:
         if num_workers < 0:
             raise ManifestError(f"num_workers is {num_workers}; 0 loads in this process")
         self._columns = batch_columns(self.mixture, targets)
-        self._graphs = None if graphs is None else GraphBuilder.for_mixture(self.mixture, graphs, edge_dropout, seed)
+        self._graphs = self._stored = None
+        if graphs is not None:
+            self._graphs = GraphBuilder.for_mixture(self.mixture, graphs, edge_dropout, seed, graph_names)
+            self._stored = StoredGraphs.for_mixture(self.mixture, self._graphs)
         self._cost, self._window_blocks = cost, window_blocks
         self._prefetch_blocks = window_blocks if prefetch_blocks is None else prefetch_blocks
         self._place = StreamPosition()
@@ -187,57 +213,76 @@ class StreamLoader:
         self._place = place
         order, steps = self._epoch_plan(place.epoch)
         batches = self._batches(order, steps, place)
-        for batch, reached in batches if self._graphs is None else self._with_graphs(batches, self._graphs):
+        for batch, reached, _ in batches if self._graphs is None else self._with_graphs(batches, self._graphs):
             self._place = reached
             yield batch
         self._place = self._resume = StreamPosition(place.epoch + 1)
 
-    def _batches(
-        self, order: EpochOrder, steps: Steps, place: StreamPosition
-    ) -> Iterator[tuple[Batch, StreamPosition]]:
-        """Batches of this rank and the place reached with each."""
-        pool = self._worker_pool()
-        fetcher: BlockFetcher = (
-            ThreadFetcher(self.mixture, self._columns) if pool is None else PoolFetcher(self.mixture, pool)
-        )
-        try:
-            blocks = BlocksAhead(order, place.position, fetcher, self._prefetch_blocks)
+    def _batches(self, order: EpochOrder, steps: Steps, place: StreamPosition) -> Iterator[Delivery]:
+        """Batches of this rank, with the place reached with each and what is stored of its graphs."""
+        with closing(self._blocks_ahead(order, place)) as blocks, self._graphs_ahead(order, place) as graphs:
             step, position = place.step, place.position
             while position < order.size:
                 stops = steps.stops(step, position, SECTION_SAMPLES)
                 last = int(stops[-1])
-                blocks.move_to(order.chapter_of(last - 1), order.consumed(order.chapter_of(position)))
+                for ahead in (blocks, graphs):
+                    if ahead is not None:
+                        ahead.move_to(order.chapter_of(last - 1), order.consumed(order.chapter_of(position)))
                 samples = order.samples(position, last)
                 bounds = np.concatenate([[position], stops]) - position
                 mine = np.flatnonzero(steps.assign(samples, bounds) == self.rank)
                 counts = np.diff(np.searchsorted(mine, bounds))
-                gathered = gather(samples.take(mine), self._columns, blocks.block)
-                for batch, stop in zip(collate(gathered, counts), stops.tolist(), strict=True):
+                mine_only = samples.take(mine)
+                gathered = gather(mine_only, self._columns, blocks.block)
+                stored: Iterator[Mapping[str, Array]] = repeat({}, len(stops))
+                if graphs is not None and self._stored is not None:
+                    periodic: Array = np.any(gathered.columns["pbc"], axis=1)
+                    stored = self._stored.of_batches(mine_only, counts, periodic, graphs.block)
+                for batch, stop, edges in zip(collate(gathered, counts), stops.tolist(), stored, strict=True):
                     step += 1
-                    yield batch, StreamPosition(place.epoch, step, stop)
+                    yield batch, StreamPosition(place.epoch, step, stop), edges
                 position = last
-        finally:
-            fetcher.close()
 
-    def _with_graphs(
-        self, batches: Iterator[tuple[Batch, StreamPosition]], builder: GraphBuilder
-    ) -> Iterator[tuple[Batch, StreamPosition]]:
+    def _blocks_ahead(self, order: EpochOrder, place: StreamPosition) -> BlocksAhead[Block]:
+        pool = self._worker_pool()
+        fetcher: BlockFetcher[Block] = (
+            ThreadFetcher(self.mixture, self._columns) if pool is None else PoolFetcher(self.mixture, pool)
+        )
+        return BlocksAhead(order, place.position, fetcher, self._prefetch_blocks)
+
+    @contextmanager
+    def _graphs_ahead(
+        self, order: EpochOrder, place: StreamPosition
+    ) -> Iterator[BlocksAhead[LayerBlock | None] | None]:
+        if self._stored is None:
+            yield None
+            return
+        pool, served = self._worker_pool(), self._stored.datasets.tolist()
+        fetcher: BlockFetcher[LayerBlock | None] = (
+            GraphThreadFetcher(self.mixture, served) if pool is None else GraphPoolFetcher(served, pool)
+        )
+        with closing(BlocksAhead(order, place.position, fetcher, self._prefetch_blocks)) as ahead:
+            yield ahead
+
+    def _with_graphs(self, batches: Iterator[Delivery], builder: GraphBuilder) -> Iterator[Delivery]:
         """Batches with their graphs, in the same order; with workers, some batches are under way at a time."""
         pool = self._worker_pool()
         if pool is None:
-            for batch, place in batches:
-                yield attach(batch, builder.build(geometry_of(batch), place, self.rank)), place
+            for batch, place, stored in batches:
+                edges = builder.build({**geometry_of(batch), **stored}, place, self.rank)
+                yield attach(batch, edges), place, {}
             return
         under_way: deque[tuple[Batch, StreamPosition, int]] = deque()
         try:
-            for batch, place in batches:
-                under_way.append((batch, place, pool.submit(BuildGraphs(place), geometry_of(batch), urgent=True)))
+            for batch, place, stored in batches:
+                arrays = {**geometry_of(batch), **stored}
+                under_way.append((batch, place, pool.submit(BuildGraphs(place), arrays, urgent=True)))
                 if len(under_way) > self.num_workers * BATCHES_PER_WORKER:
                     batch, place, number = under_way.popleft()
-                    yield attach(batch, pool.result(number)), place
+                    yield attach(batch, pool.result(number)), place, {}
             while under_way:
                 batch, place, number = under_way.popleft()
-                yield attach(batch, pool.result(number)), place
+                yield attach(batch, pool.result(number)), place, {}
         finally:
             for _, _, number in under_way:
                 pool.discard(number)

@@ -10,72 +10,96 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from jmp_data.mixture import Mixture
 from jmp_data.schema import Block
+from jmp_data.shards.graph_layer import LayerBlock
 from jmp_data.stream.columns import BatchColumn
 from jmp_data.stream.dataset_order import Window
 from jmp_data.stream.epoch_order import EpochOrder
 from jmp_data.stream.pool import WorkerPool
-from jmp_data.stream.worker import ReadBlock
+from jmp_data.stream.worker import ReadBlock, ReadStoredGraphs, Task
 
 LOCAL_THREADS = 2
 REMOTE_THREADS = 16
 """A remote read mostly waits; a local one mostly decompresses."""
 
-PendingBlock = Callable[[], Block]
+Array = npt.NDArray[Any]
+Read = TypeVar("Read", covariant=True)
 
 
-class BlockFetcher(Protocol):
+class BlockFetcher(Protocol[Read]):
     """Starts reading blocks."""
 
-    def start(self, dataset: int, block: int) -> PendingBlock:
+    def start(self, dataset: int, block: int) -> Callable[[], Read]:
         """Begin to read a block; calling the result waits for it."""
 
     def close(self) -> None:
         """Forget what was started."""
 
 
-class ThreadFetcher:
-    """Reads blocks in threads of this process."""
+class _Threads:
+    """Threads of this process that read."""
 
-    def __init__(self, mixture: Mixture, columns: Sequence[BatchColumn]) -> None:
+    def __init__(self, mixture: Mixture) -> None:
         self._datasets = [member.dataset for member in mixture]
-        self._columns = columns_of_datasets(mixture, columns)
         remote = any("://" in str(dataset.path) for dataset in self._datasets)
         self._pool = ThreadPoolExecutor(REMOTE_THREADS if remote else LOCAL_THREADS, thread_name_prefix="jmp-blocks")
-
-    def start(self, dataset: int, block: int) -> PendingBlock:
-        """See `BlockFetcher.start`."""
-        read = self._datasets[dataset].read_block
-        return self._pool.submit(read, block, self._columns[dataset]).result
 
     def close(self) -> None:
         """Cancel what has not begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-class PoolFetcher:
-    """Reads blocks in worker processes."""
+class ThreadFetcher(_Threads):
+    """Reads blocks in threads of this process."""
 
-    def __init__(self, mixture: Mixture, pool: WorkerPool) -> None:
-        self._schemas = [member.dataset.schema for member in mixture]
+    def __init__(self, mixture: Mixture, columns: Sequence[BatchColumn]) -> None:
+        super().__init__(mixture)
+        self._columns = columns_of_datasets(mixture, columns)
+
+    def start(self, dataset: int, block: int) -> Callable[[], Block]:
+        """See `BlockFetcher.start`."""
+        read = self._datasets[dataset].read_block
+        return self._pool.submit(read, block, self._columns[dataset]).result
+
+
+class GraphThreadFetcher(_Threads):
+    """Reads the stored graphs of some data sets in threads of this process."""
+
+    def __init__(self, mixture: Mixture, served: Sequence[bool]) -> None:
+        super().__init__(mixture)
+        self._served = served
+
+    def start(self, dataset: int, block: int) -> Callable[[], LayerBlock | None]:
+        """See `BlockFetcher.start`; None for the other data sets."""
+        layer = self._datasets[dataset].graph_layer if self._served[dataset] else None
+        return _nothing if layer is None else self._pool.submit(layer.read_block, block).result
+
+
+def _nothing() -> None:
+    return None
+
+
+class _PoolTasks:
+    """Tasks of worker processes, whose results may be asked for again and again."""
+
+    def __init__(self, pool: WorkerPool) -> None:
         self._pool, self._started = pool, set[int]()
 
-    def start(self, dataset: int, block: int) -> PendingBlock:
-        """See `BlockFetcher.start`."""
-        number = self._pool.submit(ReadBlock(dataset, block))
+    def _submit(self, task: Task, convert: Callable[[dict[str, Array]], Read]) -> Callable[[], Read]:
+        number = self._pool.submit(task)
         self._started.add(number)
-        done: list[Block] = []
+        done: list[Read] = []
 
-        def finish() -> Block:
+        def finish() -> Read:
             if not done:
                 self._started.discard(number)
-                arrays = self._pool.result(number)
-                done.append(Block(arrays.pop("natoms"), arrays, np.zeros(0, "S1"), self._schemas[dataset]))
+                done.append(convert(self._pool.result(number)))
             return done[0]
 
         return finish
@@ -86,12 +110,42 @@ class PoolFetcher:
             self._pool.discard(number)
 
 
+class PoolFetcher(_PoolTasks):
+    """Reads blocks in worker processes."""
+
+    def __init__(self, mixture: Mixture, pool: WorkerPool) -> None:
+        super().__init__(pool)
+        self._schemas = [member.dataset.schema for member in mixture]
+
+    def start(self, dataset: int, block: int) -> Callable[[], Block]:
+        """See `BlockFetcher.start`."""
+
+        def to_block(arrays: dict[str, Array]) -> Block:
+            return Block(arrays.pop("natoms"), arrays, np.zeros(0, "S1"), self._schemas[dataset])
+
+        return self._submit(ReadBlock(dataset, block), to_block)
+
+
+class GraphPoolFetcher(_PoolTasks):
+    """Reads the stored graphs of some data sets in worker processes."""
+
+    def __init__(self, served: Sequence[bool], pool: WorkerPool) -> None:
+        super().__init__(pool)
+        self._served = served
+
+    def start(self, dataset: int, block: int) -> Callable[[], LayerBlock | None]:
+        """See `BlockFetcher.start`; None for the other data sets."""
+        if not self._served[dataset]:
+            return _nothing
+        return self._submit(ReadStoredGraphs(dataset, block), LayerBlock.from_arrays)
+
+
 def columns_of_datasets(mixture: Mixture, columns: Sequence[BatchColumn]) -> list[list[str]]:
     """Which of the columns each data set has."""
     return [[column.field.name for column in columns if column.present[i]] for i in range(len(mixture))]
 
 
-class BlocksAhead:
+class BlocksAhead(Generic[Read]):
     """The blocks of the windows in use, and the next ones on their way.
 
     Args:
@@ -101,11 +155,11 @@ class BlocksAhead:
         prefetch_blocks: blocks to read ahead of the windows in use.
     """
 
-    def __init__(self, order: EpochOrder, position: int, fetcher: BlockFetcher, prefetch_blocks: int) -> None:
+    def __init__(self, order: EpochOrder, position: int, fetcher: BlockFetcher[Read], prefetch_blocks: int) -> None:
         self._fetcher, self._prefetch = fetcher, prefetch_blocks
         self._schedule = _block_schedule(order, position)
         self._next: tuple[int, Window, int] | None = next(self._schedule, None)
-        self._pending: dict[tuple[int, int], dict[int, PendingBlock]] = {}
+        self._pending: dict[tuple[int, int], dict[int, Callable[[], Read]]] = {}
         self._stops: dict[tuple[int, int], int] = {}
         self._ahead: deque[int] = deque()
 
@@ -136,8 +190,12 @@ class BlocksAhead:
         """Blocks in memory or on their way."""
         return sum(len(blocks) for blocks in self._pending.values())
 
-    def block(self, window: Window, visit: int) -> Block:
-        """The block of a visit; waits until it is there."""
+    def close(self) -> None:
+        """Forget what was started."""
+        self._fetcher.close()
+
+    def block(self, window: Window, visit: int) -> Read:
+        """What was read of the block of a visit; waits until it is there."""
         return self._pending[window.dataset, window.start][int(window.blocks[visit])]()
 
 

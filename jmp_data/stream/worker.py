@@ -69,8 +69,26 @@ class ReadBlock:
 
 
 @dataclass(frozen=True)
+class ReadStoredGraphs:
+    """Read the stored graphs of one block, compressed as they are."""
+
+    dataset: int
+    block: int
+
+    def __str__(self) -> str:
+        return f"reading the graphs of block {self.block} of data set {self.dataset} of the mixture"
+
+    def run(self, setup: WorkerSetup, arrays: dict[str, Array]) -> dict[str, Array]:
+        """What `LayerBlock.from_arrays` takes."""
+        layer = setup.datasets[self.dataset].graph_layer
+        if layer is None:
+            raise JmpDataError(f"data set {self.dataset} of the mixture has no stored graphs")
+        return layer.read_block(self.block).arrays()
+
+
+@dataclass(frozen=True)
 class BuildGraphs:
-    """Build the four graphs of one batch."""
+    """Build the graphs of one batch."""
 
     place: StreamPosition
 
