@@ -1,0 +1,128 @@
+"""Experiments: what is run, what is reused, and how variants are compared."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from jmp_data.errors import ManifestError
+from jmp_model.experiments.compare import as_markdown, compare, write_results
+from jmp_model.experiments.run import Experiment, Outcome, Watchers
+from jmp_model.experiments.spec import ExperimentSpec, load_experiment
+from tests.jmp_model.finetune.small_tasks import force_task, write_splits
+from tests.jmp_model.train.small_runs import SMALLEST, write_mixture
+
+SHIPPED = ("scratch_or_fine_tuned", "force_loss", "temperature", "leave_one_out", "overlap", "heads", "size_ladder")
+CPU = {"hardware.accelerator": "cpu", "hardware.devices": 1, "model_changes": SMALLEST, "scale_batches": 2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_mixture(root, train=8, val=4)
+    return write_splits(root)
+
+
+def make_spec(tmp_path: Path, **changes) -> ExperimentSpec:
+    task = tmp_path / "task.yaml"
+    task.write_text(json.dumps(force_task().model_dump(mode="json")))
+    mix = {"mix": {"datasets": ["molecules", "metals"]}}
+    settings = {
+        "title": "Small",
+        "question": "Does it run?",
+        "baseline": "scratch",
+        "seeds": [0, 1],
+        "pretrain": {**CPU, "schedule.steps": 2, "data.batch_size": 4},
+        "finetune": {"task": str(task), "settings": {**CPU, "schedule.max_steps": 2, "report": False}},
+        "variants": {"scratch": {}, "tuned": {"pretrain": mix}},
+    }
+    return ExperimentSpec.model_validate(settings | changes)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_experiments_are_whole(name: str) -> None:
+    spec = load_experiment(name)
+    assert len(spec.seeds) >= 3
+    assert spec.question.endswith(("?", "steps."))
+
+
+def test_unknown_experiment() -> None:
+    with pytest.raises(ManifestError, match="no recipe 'experiments/nothing'"):
+        load_experiment("nothing")
+
+
+def test_pretraining_is_shared_and_finished_runs_are_reused(data: Path, tmp_path: Path) -> None:
+    spec = make_spec(tmp_path)
+    lines: list[str] = []
+    experiment = Experiment(spec, data=data, out=tmp_path / "out", watchers=Watchers(message=lines.append))
+    outcomes = experiment.run()
+    assert [(o.variant, o.seed) for o in outcomes] == [("scratch", 0), ("tuned", 0), ("scratch", 1), ("tuned", 1)]
+    assert len(list((tmp_path / "out" / "pretraining").iterdir())) == 1
+    assert len(lines) == 4
+    stamp = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
+    assert experiment.run() == outcomes
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")} == stamp
+
+
+def test_a_finished_pretraining_can_be_given(data: Path, tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, seeds=[0])
+    first = Experiment(spec, data=data, out=tmp_path / "first")
+    first.run()
+    run = next((tmp_path / "first" / "pretraining").iterdir()) / "run"
+    second = Experiment(spec, data=data, out=tmp_path / "second", checkpoints={"tuned": run})
+    assert second.run() == first.run()
+    assert not (tmp_path / "second" / "pretraining").exists()
+    with pytest.raises(ManifestError, match="no variant 'other'"):
+        Experiment(spec, data=data, out=tmp_path / "third", checkpoints={"other": run})
+
+
+def test_pretraining_alone_is_compared_by_validation_errors(data: Path, tmp_path: Path) -> None:
+    both = {"datasets": ["molecules", "metals"]}
+    one = {**both, "leave_out": ["metals"]}
+    spec = make_spec(
+        tmp_path,
+        seeds=[0],
+        vary="both",
+        finetune=None,
+        baseline="both",
+        variants={"both": {"pretrain": {"mix": both}}, "one": {"pretrain": {"mix": one}}},
+    )
+    outcomes = Experiment(spec, data=data, out=tmp_path / "out").run()
+    assert outcomes[0].metrics.keys() == {f"{d} {m}_mae" for d in ("molecules", "metals") for m in ("energy", "force")}
+    assert outcomes[1].metrics.keys() == {"molecules energy_mae", "molecules force_mae"}
+    rows = compare(spec, outcomes)
+    assert [row.metric for row in rows if row.variant == "one"] == ["molecules energy_mae", "molecules force_mae"]
+
+
+def test_comparison_by_hand(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, seeds=[0, 1, 2])
+    unit = {"forces": "meV/Å"}
+    values = {"scratch": (100.0, 200.0, 400.0), "tuned": (50.0, 150.0, 200.0)}
+    outcomes = [Outcome(v, seed, {"forces": values[v][seed]}, unit) for seed in range(3) for v in values]
+    rows = {row.variant: row for row in compare(spec, outcomes)}
+    assert rows["tuned"].improvements == pytest.approx((0.5, 0.25, 0.5))
+    assert rows["tuned"].improvement == pytest.approx(1.25 / 3)
+    assert rows["tuned"].improvement_spread == pytest.approx(0.1443, abs=1e-4)
+    assert (rows["scratch"].mean, rows["scratch"].improvements) == (pytest.approx(700 / 3), ())
+    text = as_markdown(spec, list(rows.values()))
+    assert "| tuned | forces | 133.3 ± 76 meV/Å | 41.7 ± 14.4 % |" in text
+    files = write_results(tmp_path, spec, list(rows.values()))
+    assert files["png"].stat().st_size > 5000
+    with files["csv"].open() as stream:
+        assert [row["variant"] for row in csv.DictReader(stream)] == ["scratch", "tuned"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"baseline": "nobody"}, "baseline names nobody"),
+        ({"finetune": None}, "without pre-training needs fine-tuning"),
+        ({"seeds": []}, "at least one seed"),
+    ],
+)
+def test_bad_experiments(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_spec(tmp_path, **changes)
