@@ -24,7 +24,7 @@ from jmp_data.shards.formats import BlockReader, block_reader, digest
 from jmp_data.shards.graph_layer import GraphLayer
 from jmp_data.shards.layout import SOURCE_ID
 from jmp_data.shards.manifest import MANIFEST_NAME, DatasetManifest
-from jmp_data.shards.stores import FsspecStore, Store, open_store
+from jmp_data.shards.stores import AbsentFileError, FsspecStore, Store, open_store
 
 if TYPE_CHECKING:
     from jmp_data.graphs import Edges
@@ -223,7 +223,7 @@ def open_dataset(path: str | Path) -> ShardDataset:
     store = open_store(path)
     try:
         payload = store.read(MANIFEST_NAME)
-    except (ShardError, FileNotFoundError):
+    except AbsentFileError:
         raise MissingFileError(
             f"{path}: no {MANIFEST_NAME} here; give the folder of one finished split, for instance shards/ani1x/train"
         ) from None

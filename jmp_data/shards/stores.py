@@ -12,11 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from jmp_data.errors import MissingFileError, ShardError
+from jmp_data.errors import ManifestError, MissingExtraError, MissingFileError, ShardError
 from jmp_data.shards.range_cache import RangeCache
 
 _ATTEMPTS = 6
 _FIRST_PAUSE = 0.2  # seconds; doubles with each attempt
+_STALL = 30.0  # seconds without a byte after which a connection counts as dropped
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
+
+
+class AbsentFileError(ShardError, FileNotFoundError):
+    """There is no such file."""
 
 
 class Span(NamedTuple):
@@ -64,7 +70,7 @@ class LocalStore:
         try:
             descriptor = os.open(f"{self.url}/{name}", os.O_RDONLY)
         except FileNotFoundError:
-            raise ShardError(f"{self.url}/{name}: file is missing (jmp-data verify lists what else is)") from None
+            raise AbsentFileError(f"{self.url}/{name}: file is missing (jmp-data verify lists what else is)") from None
         try:
             size = os.fstat(descriptor).st_size
             begin = 0 if start is None else start if start >= 0 else max(0, size + start)
@@ -97,10 +103,7 @@ class FsspecStore:
     def _filesystem(self) -> tuple[Any, str]:
         # A filesystem object's event loop does not survive a fork.
         if self._opened is None or self._opened[0] != os.getpid():
-            import fsspec
-
-            filesystem, root = fsspec.core.url_to_fs(self.url)
-            self._opened = (os.getpid(), filesystem, root)
+            self._opened = (os.getpid(), *_open_filesystem(self.url))
         return self._opened[1], self._opened[2]
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
@@ -111,7 +114,7 @@ class FsspecStore:
         """See `Store.read_many`.
 
         Raises:
-            ShardError: a file is missing, or the range still fails after several attempts.
+            ShardError: a file is missing, access is refused, or the range still fails after several attempts.
         """
         cache, origin = (self.cache if self.version else None), f"{self.url} {self.version}"
         found: dict[int, bytes] = {}
@@ -137,7 +140,9 @@ class FsspecStore:
             for number, answer in zip(left, self._cat([spans[n] for n in left]), strict=True):
                 span = spans[number]
                 if isinstance(answer, FileNotFoundError):
-                    raise ShardError(f"{self.url}/{span.name}: file is missing")
+                    raise AbsentFileError(f"{self.url}/{span.name}: file is missing")
+                if _is_refusal(answer):
+                    raise ShardError(f"{self.url}/{span.name}: access is refused ({answer})")
                 if isinstance(answer, Exception):
                     problem = answer
                     continue
@@ -154,15 +159,14 @@ class FsspecStore:
     def _cat(self, spans: Sequence[Span]) -> list[bytes | Exception]:
         filesystem, root = self._filesystem()
         paths = [f"{root}/{span.name}" for span in spans]
-        if all(span.start is None and span.stop is None for span in spans):
-            answers = filesystem.cat(paths, on_error="return")
-            return [answers[path] for path in paths] if isinstance(answers, dict) else [answers]
         starts, stops = [span.start for span in spans], [span.stop for span in spans]
         try:
-            answers = filesystem.cat_ranges(paths, starts, stops, on_error="return")
+            if all(start is None and stop is None for start, stop in zip(starts, stops, strict=True)):
+                answers = filesystem.cat(paths, on_error="return")
+                return [answers[path] for path in paths] if isinstance(answers, dict) else [answers]
+            return list(filesystem.cat_ranges(paths, starts, stops, on_error="return"))
         except Exception as error:  # noqa: BLE001 - every file system has errors of its own, all are retried
             return [error] * len(spans)
-        return list(answers)
 
     @staticmethod
     def _trim(span: Span, payload: bytes) -> bytes:
@@ -174,6 +178,32 @@ class FsspecStore:
     def local_path(self, name: str) -> Path | None:
         """See `Store.local_path`."""
         return None
+
+
+def _open_filesystem(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path in it."""
+    import fsspec
+
+    scheme = url.partition("://")[0]
+    settings: dict[str, Any] = {}
+    try:
+        if scheme in ("http", "https"):
+            import aiohttp
+
+            settings["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(sock_connect=_STALL, sock_read=_STALL)}
+        filesystem, root = fsspec.core.url_to_fs(url, **settings)
+    except ImportError as error:
+        extra = _EXTRAS.get(scheme)
+        hint = f"pip install 'jmp-data[{extra}]'" if extra else str(error)
+        raise MissingExtraError(f"{url}: reading {scheme}:// needs another package: {hint}") from error
+    except ValueError as error:
+        raise ManifestError(f"{url}: not a URL that can be read ({error})") from error
+    return filesystem, root
+
+
+def _is_refusal(answer: object) -> bool:
+    """Whether asking again cannot help."""
+    return isinstance(answer, PermissionError) or type(answer).__name__ == "NoCredentialsError"
 
 
 def open_store(path: str | Path) -> Store:
