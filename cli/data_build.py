@@ -18,11 +18,14 @@ from jmp_data.build import (
     run_build,
     run_finalize,
 )
+from jmp_data.build.engines import Engine
 from jmp_data.build.plan import SplitBuild
 from jmp_data.errors import ManifestError
 from jmp_data.shards.integrity import find_datasets, verify_dataset
 
 from .console import EXIT_BAD_INPUT, EXIT_DAMAGED_RAW, err, fail, out, print_json, print_table, progress
+
+_SHUFFLE_SEED = 0
 
 
 def register(app: typer.Typer) -> None:
@@ -103,6 +106,9 @@ def build(
     on_error: Annotated[
         Literal["quarantine", "fail"], typer.Option(help="What to do with a bad record.")
     ] = "quarantine",
+    shuffle: Annotated[
+        bool, typer.Option("--shuffle", help="Store each split in a fixed random order; takes twice the disk.")
+    ] = False,
     constants: Annotated[str, typer.Option(help="Unit constants: codata2014 or jmp_reference.")] = "codata2014",
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
 ) -> None:
@@ -110,14 +116,20 @@ def build(
 
     Example: jmp-data build oc20 ani1x --raw raw --out shards --workers 8
     """
-    settings = BuildSettings(format=format, graphs=graphs, constants=constants, on_error=on_error)
+    settings = BuildSettings(
+        format=format,
+        graphs=graphs,
+        constants=constants,
+        on_error=on_error,
+        shuffle=_SHUFFLE_SEED if shuffle else None,
+    )
     share = _parse_share(part)
     if share is not None and finalize:
         raise ManifestError("--part converts and --finalize assembles: run them one after the other")
     builds = plan_build(sources, raw, out_dir, splits=split or (), settings=settings, limit=limit)
     _print_notes(builds)
     engine = choose_engine(workers=workers or _cores(), scheduler=scheduler)
-    finished = list(run_finalize(builds)) if finalize else _run(builds, engine, share)
+    finished = _run(builds, engine, share, finalize=finalize)
     planned_order = [planned.dataset for planned in builds]
     done = sorted(finished, key=lambda entry: planned_order.index(entry.dataset))
     if as_json:
@@ -146,21 +158,25 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _run(builds: list[SplitBuild], engine, share: tuple[int, int] | None) -> list[SplitDone]:  # type: ignore[no-untyped-def]
-    total = sum(len(planned.jobs) for planned in builds)
-    structures = 0
-    with progress("build", total if share is None else None, "parts") as advance:
+def _run(builds: list[SplitBuild], engine: Engine, share: tuple[int, int] | None, *, finalize: bool) -> list[SplitDone]:
+    """Run what was asked for, with a bar or a log line for the parts, then one for the shards of a second pass."""
+    jobs = sum(len(planned.jobs) for planned in builds)
+    total = None if finalize else jobs if share is None else len(range(share[0] - 1, jobs, share[1]))
+    structures = {"convert": 0, "shuffle": 0}
+    with progress("build", total, "parts") as advance:
 
         def report(entry: PartDone) -> None:
-            nonlocal structures
-            structures += entry.structures
-            advance(1, f"{structures:,} structures, at {Path(entry.source).name}/{entry.split}")
+            structures[entry.stage] += entry.structures
+            done = "converted" if entry.stage == "convert" else "shuffled"
+            note = f"{structures[entry.stage]:,} structures {done}, at {Path(entry.source).name}/{entry.split}"
+            advance(1 if entry.stage == "convert" else 0, note)
 
         if share is not None:
             run_array_part(builds, share, engine, report)
-            err.print(f"part {share[0]}/{share[1]}: {structures:,} structures; assemble with --finalize", markup=False)
+            count = structures["convert"]
+            err.print(f"part {share[0]}/{share[1]}: {count:,} structures; assemble with --finalize", markup=False)
             return []
-        return list(run_build(builds, engine, report))
+        return list(run_finalize(builds, engine, report) if finalize else run_build(builds, engine, report))
 
 
 def verify(

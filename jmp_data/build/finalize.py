@@ -9,6 +9,7 @@ from typing import Any
 from jmp_data import __version__
 from jmp_data.build.plan import SplitBuild
 from jmp_data.build.raw_files import RawLedger
+from jmp_data.build.shuffle import BucketJob, plan_buckets
 from jmp_data.errors import ShardError
 from jmp_data.references import StatisticsAccumulator, fit_references
 from jmp_data.shards.assemble import assemble
@@ -51,8 +52,33 @@ def _provenance(build: SplitBuild, source: SourceFacts) -> dict[str, Any]:
         "level_of_theory": source.level_of_theory,
         "energy_kind": source.energy_kind,
         "notes": list(build.notes),
-        "build": {"split": build.requested, "limit": build.limit, "graphs": build.settings.graphs},
+        "build": {
+            "split": build.requested,
+            "limit": build.limit,
+            "graphs": build.settings.graphs,
+            "shuffle": build.settings.shuffle,
+        },
     }
+
+
+def bucket_jobs(build: SplitBuild) -> list[BucketJob]:
+    """The second pass of a shuffled split whose parts are all finished; no jobs where it keeps the published order.
+
+    Raises:
+        ShardError: parts are missing.
+    """
+    if build.settings.shuffle is None:
+        return []
+    graphs = build.settings.graph_layer(build.source)
+    return plan_buckets(build.dataset, finished_parts(build), build.settings, build.schema, graphs)
+
+
+def _finished_buckets(build: SplitBuild) -> list[PartRecord]:
+    jobs = bucket_jobs(build)
+    found = [record for job in jobs if (record := load_part(build.dataset, job.key)) is not None]
+    if len(found) < len(jobs):
+        raise ShardError(f"{build.dataset}: {len(jobs) - len(found)} of {len(jobs)} shuffled shards are not built yet")
+    return found
 
 
 def finalize(build: SplitBuild, ledger: RawLedger) -> DatasetManifest:
@@ -83,9 +109,10 @@ def finalize(build: SplitBuild, ledger: RawLedger) -> DatasetManifest:
         "statistics": total.summary(),
         "provenance": _provenance(build, source),
     }
+    buckets = _finished_buckets(build)
     return assemble(
         build.dataset,
-        parts,
+        buckets or parts,
         name=build.name,
         split=build.split,
         schema=build.schema,
@@ -93,4 +120,5 @@ def finalize(build: SplitBuild, ledger: RawLedger) -> DatasetManifest:
         format=settings.format,
         facts=facts,
         graphs=settings.graph_layer(build.source),
+        origins=parts if buckets else (),
     )

@@ -1,4 +1,4 @@
-"""Two builds of one target at once: the second one is refused, with a line that says why."""
+"""Two builds of one target at once: the second one is refused, with a line that says why; parts have locks too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from jmp_data.errors import JmpDataError
-from jmp_data.shards.staging import BUILD_FOLDER
+from jmp_data.shards.staging import BUILD_FOLDER, part_folder
 
 
 class TargetLockedError(JmpDataError, RuntimeError):
@@ -37,4 +37,14 @@ def lock_targets(datasets: list[Path], *, shared: bool = False) -> Iterator[None
                 raise TargetLockedError(
                     f"{dataset}: another build is at work on this folder; wait for it or choose another --out"
                 ) from None
+        yield
+
+
+@contextmanager
+def lock_part(dataset: Path, key: str) -> Iterator[None]:
+    """One process at a time makes a part, also after an engine gave up on a worker that is still alive."""
+    folder = part_folder(dataset, key)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from jmp_data.build.lock import lock_part
 from jmp_data.build.settings import PartJob
+from jmp_data.build.shuffle import PartSorter
 from jmp_data.errors import RawFileError
 from jmp_data.references import StatisticsAccumulator
 from jmp_data.schema import Block
@@ -97,16 +97,6 @@ class _Intake:
                 self._set_aside(item)
 
 
-@contextmanager
-def _part_lock(job: PartJob, key: str) -> Iterator[None]:
-    """One process at a time converts a part, also after an engine gave up on a worker that is still alive."""
-    folder = part_folder(job.dataset, key)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def convert_part(job: PartJob) -> PartRecord:
     """Convert one part, or return its record if an earlier run finished it.
 
@@ -114,23 +104,27 @@ def convert_part(job: PartJob) -> PartRecord:
         RawFileError: the raw file cannot be read at all, or the first bad record with `on_error="fail"`.
     """
     key = job.key
-    with _part_lock(job, key):
+    with lock_part(job.dataset, key):
         finished = load_part(job.dataset, key)
         if finished is not None:
             return finished
         source = job.settings.open_source(job.source)
         schema = source.schema if job.schema is None else job.schema
         intake = _Intake(job, source.required if job.required is None else job.required)
+        blocks = intake.blocks(source.read(job.raw, job.part))
+        sorter = None if job.settings.shuffle is None else PartSorter(job.settings.shuffle)
         shards = stage_shards(
             job.dataset,
             key,
-            intake.blocks(source.read(job.raw, job.part)),
+            blocks if sorter is None else sorter.blocks(blocks),
             schema=schema,
             layout=job.settings.layout,
-            format=job.settings.format,
+            format=job.settings.format if sorter is None else "zarr",
             raw_files=job.part.files,
-            graphs=job.graph_layer,
+            graphs=job.graph_layer if sorter is None else None,
         )
+        if sorter is not None:
+            sorter.save(part_folder(job.dataset, key))
         if intake.lines:
             text = "".join(line + "\n" for line in intake.lines)
             write_atomic(part_folder(job.dataset, key) / QUARANTINE_FILE, text.encode())

@@ -6,13 +6,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from jmp_data.build.finalize import finalize
+from jmp_data.build.finalize import bucket_jobs, finalize
 from jmp_data.build.lock import lock_targets
 from jmp_data.build.part import convert_part
 from jmp_data.build.plan import SplitBuild, plan_split
 from jmp_data.build.raw_files import RawLedger
 from jmp_data.build.run import digest_raw_files
-from jmp_data.build.settings import BuildSettings
+from jmp_data.build.settings import BuildSettings, PartJob
+from jmp_data.build.shuffle import BucketJob, gather_bucket
 from jmp_data.errors import ManifestError, RawFileError
 from jmp_data.shards.dataset import open_dataset
 from jmp_data.shards.formats import digest_file
@@ -31,6 +32,7 @@ def _plan_again(dataset: Path, raw: Path, manifest: DatasetManifest) -> SplitBui
         graphs=request["graphs"],
         constants=str(manifest.units["constants"]),
         layout=manifest.layout,
+        shuffle=request["shuffle"],
     )
     out = dataset.absolute().parents[len(manifest.name.split(":"))]
     # A user's own data set is planned by its YAML file, which lies in the raw folder.
@@ -63,14 +65,20 @@ def repair_dataset(dataset: Path, raw: Path, damage: Sequence[Damage]) -> int:
     manifest = open_dataset(dataset).manifest
     build = _plan_again(dataset, raw, manifest)
     hit = {manifest.shards[entry.shard].part for entry in damage if entry.shard is not None}
-    jobs = [job for job in build.jobs if job.key in hit]
-    if len(jobs) != len(hit) or not all(part_folder(build.dataset, job.key).is_dir() for job in build.jobs):
+    complete = all(part_folder(build.dataset, job.key).is_dir() for job in build.jobs)
+    # The shards of a shuffled build come from its parts, which lie sorted in the build records.
+    made: Sequence[PartJob | BucketJob] = build.jobs
+    if complete and build.settings.shuffle is not None:
+        made = bucket_jobs(build)
+    jobs = [job for job in made if job.key in hit]
+    if len(jobs) != len(hit) or not complete:
         raise ManifestError(f"{dataset}: build records are missing or older; build again instead of repairing")
-    _refuse_other_raw(raw, manifest, sorted({name for job in jobs for name in job.part.files}))
+    files = {name for job in jobs if isinstance(job, PartJob) for name in job.part.files}
+    _refuse_other_raw(raw, manifest, sorted(files))
     with lock_targets([build.dataset]):
         for job in jobs:
             shutil.rmtree(part_folder(job.dataset, job.key))
-            convert_part(job)
+            convert_part(job) if isinstance(job, PartJob) else gather_bucket(job)
         ledger = RawLedger(build.dataset, build.raw)
         ledger.changed({name for job in build.jobs for name in job.part.files})
         digest_raw_files(build, ledger)

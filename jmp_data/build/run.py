@@ -6,17 +6,18 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
-from jmp_data.build.engines import Engine
-from jmp_data.build.finalize import finalize
+from jmp_data.build.engines import Engine, SerialEngine
+from jmp_data.build.finalize import bucket_jobs, finalize
 from jmp_data.build.lock import lock_targets
 from jmp_data.build.part import convert_part
 from jmp_data.build.plan import SplitBuild
 from jmp_data.build.raw_files import RawLedger
 from jmp_data.build.settings import PartJob
+from jmp_data.build.shuffle import gather_bucket
 from jmp_data.shards.formats import digest_file
 from jmp_data.shards.manifest import DatasetManifest
 from jmp_data.shards.staging import PartRecord, load_part, part_folder
@@ -27,6 +28,7 @@ class PartDone:
     """Progress: one part is finished.
 
     Attributes:
+        stage: `convert`, or `shuffle` for a shard of the second pass of a shuffled build.
         source: source name.
         split: output split.
         structures: structures that it stored.
@@ -41,6 +43,7 @@ class PartDone:
     quarantined: int
     reused: bool
     damaged_files: tuple[str, ...] = ()
+    stage: Literal["convert", "shuffle"] = "convert"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,19 @@ def _convert(jobs: Sequence[tuple[SplitBuild, PartJob]], engine: Engine, progres
         yield todo[number][0]
 
 
+def _shuffle(build: SplitBuild, engine: Engine, progress: Progress) -> None:
+    """The second pass of a shuffled split: gather what is not gathered yet."""
+    todo = []
+    for job in bucket_jobs(build):
+        record = load_part(job.dataset, job.key)
+        if record is None:
+            todo.append(job)
+        else:
+            progress(replace(_done(build, record, reused=True), stage="shuffle"))
+    for _, record in engine.run(gather_bucket, todo):
+        progress(replace(_done(build, record, reused=False), stage="shuffle"))
+
+
 def run_build(builds: Sequence[SplitBuild], engine: Engine, progress: Progress) -> Iterator[SplitDone]:
     """Build all splits; each becomes a data set, and is yielded, as soon as its last part is done.
 
@@ -103,17 +119,26 @@ def run_build(builds: Sequence[SplitBuild], engine: Engine, progress: Progress) 
     """
     with lock_targets([build.dataset for build in builds]):
         start = time.monotonic()
+        ready: list[SplitBuild] = []
         ledgers = {build.dataset: RawLedger(build.dataset, build.raw) for build in builds}
         for build in builds:
             _drop_stale(build, ledgers[build.dataset])
         left = {build.dataset: len(build.jobs) for build in builds}
-        yield from (_finish(build, ledgers[build.dataset], start) for build in builds if not build.jobs)
+        for build in (build for build in builds if not build.jobs):
+            _shuffle(build, engine, progress)
+            yield _finish(build, ledgers[build.dataset], start)
         jobs = [(build, job) for build in builds for job in build.jobs]
         for done in _convert(jobs, engine, progress):
             left[done.dataset] -= 1
-            if left[done.dataset] == 0:
+            if left[done.dataset] == 0 and done.settings.shuffle is not None:
+                ready.append(done)  # its second pass needs the workers that are still at the first of other splits
+            elif left[done.dataset] == 0:
                 yield _finish(done, ledgers[done.dataset], start)
                 start = time.monotonic()
+        for done in ready:
+            _shuffle(done, engine, progress)
+            yield _finish(done, ledgers[done.dataset], start)
+            start = time.monotonic()
 
 
 def run_array_part(builds: Sequence[SplitBuild], part: tuple[int, int], engine: Engine, progress: Progress) -> None:
@@ -132,8 +157,15 @@ def run_array_part(builds: Sequence[SplitBuild], part: tuple[int, int], engine: 
             pass
 
 
-def run_finalize(builds: Sequence[SplitBuild]) -> Iterator[SplitDone]:
+def run_finalize(
+    builds: Sequence[SplitBuild], engine: Engine | None = None, progress: Progress = lambda entry: None
+) -> Iterator[SplitDone]:
     """Assemble all splits after the jobs of an array are done.
+
+    Args:
+        builds: the whole build.
+        engine: where to run the second pass of shuffled splits; this process by default.
+        progress: called after each shard of that pass.
 
     Raises:
         ShardError: parts are missing.
@@ -143,6 +175,7 @@ def run_finalize(builds: Sequence[SplitBuild]) -> Iterator[SplitDone]:
             start = time.monotonic()
             ledger = RawLedger(build.dataset, build.raw)
             ledger.changed({name for job in build.jobs for name in job.part.files})
+            _shuffle(build, engine or SerialEngine(), progress)
             yield _finish(build, ledger, start)
 
 

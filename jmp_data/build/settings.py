@@ -29,6 +29,7 @@ class BuildSettings:
         constants: named set of unit constants.
         on_error: keep bad records aside, or stop at the first.
         layout: block and shard capacities.
+        shuffle: seed of a global shuffle of each split; None keeps the published order.
     """
 
     format: Format = "zarr"
@@ -36,6 +37,7 @@ class BuildSettings:
     constants: str = "codata2014"
     on_error: OnError = "quarantine"
     layout: Layout = field(default_factory=Layout)
+    shuffle: int | None = None
 
     def open_source(self, name: str) -> Source:
         """The source of that name, converting with these constants."""
@@ -78,7 +80,7 @@ class PartJob:
 
     @property
     def graph_layer(self) -> LayerSettings | None:
-        """The graphs to store."""
+        """The graphs to store with the finished structures."""
         return self.settings.graph_layer(self.source)
 
     @property

@@ -155,9 +155,8 @@ def _graph_facts(graphs: LayerSettings, shards: Sequence[ShardRecord], blocks: n
     return {**graphs.to_json(), "edges": edges, "structures_not_stored": not_stored, **content}
 
 
-def _clear_leftovers(dataset: Path, parts: Sequence[PartRecord], keep: set[str]) -> None:
+def _clear_leftovers(dataset: Path, keys: set[str], keep: set[str]) -> None:
     """Remove staging folders of parts that are no longer planned, and stored files that no shard owns."""
-    keys = {part.key for part in parts}
     for folder in (dataset / BUILD_FOLDER / "parts").iterdir():
         if folder.name not in keys:
             shutil.rmtree(folder, ignore_errors=True)
@@ -181,6 +180,7 @@ def assemble(
     format: Format,
     facts: Mapping[str, Any],
     graphs: LayerSettings | None = None,
+    origins: Sequence[PartRecord] = (),
 ) -> DatasetManifest:
     """Finish a split from its finished parts; the manifest is written last.
 
@@ -194,6 +194,7 @@ def assemble(
         format: storage format.
         facts: further `DatasetManifest` fields (references, raw files, provenance, ...).
         graphs: the graphs that the parts were staged with.
+        origins: parts that these were gathered from, where they were; their quarantine and build records are kept.
 
     Raises:
         ShardError: a finished part has lost a file.
@@ -213,7 +214,7 @@ def assemble(
         layer = layer_layout.layer_metadata(graphs, layout, num_shards=len(shards), fullest_block=fullest)
         graph_facts = _graph_facts(graphs, shards, extents)
     contents |= metadata_files(format, schema, layout, num_shards=len(shards), layer=layer)
-    quarantine = b"".join(_quarantine_lines(dataset, parts))
+    quarantine = b"".join(_quarantine_lines(dataset, [*origins, *parts]))
     if quarantine:
         contents[QUARANTINE_FILE] = quarantine
     for file_name, payload in contents.items():
@@ -232,7 +233,7 @@ def assemble(
         content_sha256=content_digest(schema, shards),
         **facts,
     )
-    _clear_leftovers(dataset, parts, {MANIFEST_NAME, *placement, *contents})
+    _clear_leftovers(dataset, {part.key for part in (*origins, *parts)}, {MANIFEST_NAME, *placement, *contents})
     payload = manifest.to_bytes()
     path = dataset / MANIFEST_NAME
     if not path.exists() or path.read_bytes() != payload:

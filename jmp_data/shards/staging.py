@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
@@ -27,6 +27,7 @@ from jmp_data.shards.graph_layer.writer import LayerShardWriter
 from jmp_data.shards.layout import Format, Layout
 from jmp_data.shards.manifest import ShardRecord
 from jmp_data.shards.packing import repack
+from jmp_data.shards.stores import LocalStore, Span
 
 BUILD_FOLDER = ".build"
 PART_RECORD = "part.json"
@@ -75,6 +76,31 @@ def load_part(dataset: Path, key: str) -> PartRecord | None:
         return PartRecord.from_json(json.loads((part_folder(dataset, key) / PART_RECORD).read_bytes()))
     except FileNotFoundError:
         return None
+
+
+class StagedStore:
+    """The staged Zarr shards of one part under the names that they would have as a data set of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._store = LocalStore(folder)
+        self.url = str(folder)
+
+    @staticmethod
+    def _staged(name: str) -> str:
+        array, _, shard, *_ = name.split("/")
+        return f"{shard}/{array}"
+
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """See `Store.read`."""
+        return self._store.read(self._staged(name), start, stop)
+
+    def read_many(self, spans: Sequence[Span]) -> list[bytes]:
+        """See `Store.read_many`."""
+        return self._store.read_many([span._replace(name=self._staged(span.name)) for span in spans])
+
+    def local_path(self, name: str) -> Path | None:
+        """See `Store.local_path`."""
+        return self._store.local_path(self._staged(name))
 
 
 def npy_bytes(array: npt.NDArray[Any]) -> bytes:

@@ -1,4 +1,3 @@
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -18,6 +17,7 @@ from jmp_data.shards.integrity import verify_dataset
 from jmp_data.shards.layout import Layout
 from tests import raw_archives
 from tests.graph_structures import searched
+from tests.jmp_data.build.fault_injection import tree
 
 SOURCES = ["oc20", "oc22", "ani1x", "transition1x"]
 SMALL = Layout(block_structures=4, block_atoms=64, blocks_per_shard=2)
@@ -38,15 +38,6 @@ def build(raw: Path, out: Path, sources=SOURCES, workers: int = 1, **options):
     settings = BuildSettings(layout=options.pop("layout", SMALL), **options)
     builds = plan_build(sources, raw, out, settings=settings)
     return list(run_build(builds, choose_engine(workers=workers, scheduler=None), lambda done: None))
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Digest of every file outside the build records."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and ".build" not in path.parts
-    }
 
 
 def test_everything_that_goes_in_comes_out(raw: Path, tmp_path: Path) -> None:
