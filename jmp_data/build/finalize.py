@@ -13,8 +13,10 @@ from jmp_data.errors import ShardError
 from jmp_data.references import StatisticsAccumulator, fit_references
 from jmp_data.shards.assemble import assemble
 from jmp_data.shards.manifest import DatasetManifest
-from jmp_data.shards.staging import PartRecord, load_part
+from jmp_data.shards.staging import PartRecord, load_part, part_folder
 from jmp_data.sources import SourceFacts, source_facts
+from jmp_data.trust.flags import FLAGS_FILE, count_flags, flags_to_bytes
+from jmp_data.trust.part_trust import TRUST_FILE, judge_split
 
 
 def finished_parts(build: SplitBuild) -> list[PartRecord]:
@@ -50,6 +52,7 @@ def _provenance(build: SplitBuild, source: SourceFacts) -> dict[str, Any]:
         "citation": source.citation,
         "level_of_theory": source.level_of_theory,
         "energy_kind": source.energy_kind,
+        "trust": source.trust.model_dump(mode="json"),
         "notes": list(build.notes),
         "build": {"split": build.requested, "limit": build.limit, "graphs": build.settings.graphs},
     }
@@ -70,10 +73,12 @@ def finalize(build: SplitBuild, ledger: RawLedger) -> DatasetManifest:
     quarantined = _sum_counts([part.quarantined for part in parts])
     skipped = _sum_counts([part.skipped for part in parts])
     stored = sum(shard.structures for part in parts for shard in part.shards)
+    flags = judge_split([part_folder(build.dataset, part.key) / TRUST_FILE for part in parts], source.trust)
     facts = {
         "records_in": stored + sum(quarantined.values()) + sum(skipped.values()),
         "quarantined": quarantined,
         "skipped": skipped,
+        "flagged": count_flags(flags),
         "raw_files": ledger.digests(name for job in build.jobs for name in job.part.files),
         "units": {"energy": "eV", "length": "Å", "constants": settings.constants},
         "references": {
@@ -93,4 +98,5 @@ def finalize(build: SplitBuild, ledger: RawLedger) -> DatasetManifest:
         format=settings.format,
         facts=facts,
         graphs=settings.graph_layer(build.source),
+        extra_files={FLAGS_FILE: flags_to_bytes(flags)} if flags else {},
     )

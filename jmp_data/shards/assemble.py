@@ -181,6 +181,7 @@ def assemble(
     format: Format,
     facts: Mapping[str, Any],
     graphs: LayerSettings | None = None,
+    extra_files: Mapping[str, bytes] | None = None,
 ) -> DatasetManifest:
     """Finish a split from its finished parts; the manifest is written last.
 
@@ -194,6 +195,7 @@ def assemble(
         format: storage format.
         facts: further `DatasetManifest` fields (references, raw files, provenance, ...).
         graphs: the graphs that the parts were staged with.
+        extra_files: further files of the folder, name → content.
 
     Raises:
         ShardError: a finished part has lost a file.
@@ -213,6 +215,7 @@ def assemble(
         layer = layer_layout.layer_metadata(graphs, layout, num_shards=len(shards), fullest_block=fullest)
         graph_facts = _graph_facts(graphs, shards, extents)
     contents |= metadata_files(format, schema, layout, num_shards=len(shards), layer=layer)
+    contents |= extra_files or {}
     quarantine = b"".join(_quarantine_lines(dataset, parts))
     if quarantine:
         contents[QUARANTINE_FILE] = quarantine
