@@ -69,6 +69,8 @@ def _print_done(done: list[SplitDone]) -> None:
     for split in done:
         for reason, count in split.manifest.quarantined.items():
             err.print(f"quarantined: {split.dataset}: {count} x {reason} (see quarantine.jsonl)", markup=False)
+        for reason, count in split.manifest.flagged.items():
+            err.print(f"flagged, and stored: {split.dataset}: {count} x {reason} (see flags.jsonl)", markup=False)
 
 
 def _as_json(split: SplitDone) -> dict[str, object]:
@@ -82,6 +84,7 @@ def _as_json(split: SplitDone) -> dict[str, object]:
         "records_in": manifest.records_in,
         "quarantined": dict(manifest.quarantined),
         "skipped": dict(manifest.skipped),
+        "flagged": dict(manifest.flagged),
         "bytes": split.bytes,
         "seconds": round(split.seconds, 3),
     }

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 import jmp_data
 from jmp_data.errors import ManifestError
 from jmp_data.schema.units import CODATA_2014, convert
+from jmp_data.trust.thresholds import TrustThresholds
 
 EnergyKind = Literal["total", "adsorption", "formation", "atomization", "none"]
 Verification = Literal["real file", "real extract", "miniature"]
@@ -212,6 +213,8 @@ class SourceManifest(_Entry):
     """Constants of the JMP paper, for its pre-training sets."""
     graphs: GraphsEntry | None = None
     """What `jmp-data build --graphs` stores; 12 Å where anything is periodic and 8 Å elsewhere if nothing is said."""
+    trust: TrustThresholds = TrustThresholds()
+    """Limits of the physical checks; the usual ones if nothing is said."""
     known_problems: tuple[str, ...] = ()
     """What goes wrong with these files, and what this project does about it."""
     verified_against: Verification

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from jmp_data import __version__
 from jmp_data.build.plan import SplitBuild
 from jmp_data.build.raw_files import RawLedger
-from jmp_data.build.shuffle import BucketJob, plan_buckets
+from jmp_data.build.shuffle import BucketJob, plan_buckets, shuffled_rows
 from jmp_data.errors import ShardError
 from jmp_data.references import StatisticsAccumulator, fit_references
 from jmp_data.shards.assemble import assemble
 from jmp_data.shards.manifest import DatasetManifest
-from jmp_data.shards.staging import PartRecord, load_part
+from jmp_data.shards.staging import PartRecord, load_part, part_folder
 from jmp_data.sources import SourceFacts, source_facts
+from jmp_data.trust.flags import FLAGS_FILE, count_flags, flags_to_bytes
+from jmp_data.trust.part_trust import TRUST_FILE, judge_split
 
 
 def finished_parts(build: SplitBuild) -> list[PartRecord]:
@@ -51,6 +54,7 @@ def _provenance(build: SplitBuild, source: SourceFacts) -> dict[str, Any]:
         "citation": source.citation,
         "level_of_theory": source.level_of_theory,
         "energy_kind": source.energy_kind,
+        "trust": source.trust.model_dump(mode="json"),
         "notes": list(build.notes),
         "build": {
             "split": build.requested,
@@ -96,10 +100,19 @@ def finalize(build: SplitBuild, ledger: RawLedger) -> DatasetManifest:
     quarantined = _sum_counts([part.quarantined for part in parts])
     skipped = _sum_counts([part.skipped for part in parts])
     stored = sum(shard.structures for part in parts for shard in part.shards)
+    buckets = _finished_buckets(build)
+    flags = judge_split(
+        [part_folder(build.dataset, part.key) / TRUST_FILE for part in parts],
+        source.trust,
+        places=None
+        if settings.shuffle is None
+        else partial(shuffled_rows, build.dataset, parts, seed=settings.shuffle),
+    )
     facts = {
         "records_in": stored + sum(quarantined.values()) + sum(skipped.values()),
         "quarantined": quarantined,
         "skipped": skipped,
+        "flagged": count_flags(flags),
         "raw_files": ledger.digests(name for job in build.jobs for name in job.part.files),
         "units": {"energy": "eV", "length": "Å", "constants": settings.constants},
         "references": {
@@ -109,7 +122,6 @@ def finalize(build: SplitBuild, ledger: RawLedger) -> DatasetManifest:
         "statistics": total.summary(),
         "provenance": _provenance(build, source),
     }
-    buckets = _finished_buckets(build)
     return assemble(
         build.dataset,
         buckets or parts,
@@ -121,4 +133,5 @@ def finalize(build: SplitBuild, ledger: RawLedger) -> DatasetManifest:
         facts=facts,
         graphs=settings.graph_layer(build.source),
         origins=parts if buckets else (),
+        extra_files={FLAGS_FILE: flags_to_bytes(flags)} if flags else {},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +22,7 @@ from jmp_data.shards.assemble import QUARANTINE_FILE
 from jmp_data.shards.atomic import write_atomic
 from jmp_data.shards.staging import PartRecord, finish_part, load_part, part_folder, stage_shards
 from jmp_data.sources import Item, Quarantined, Skipped
+from jmp_data.trust.part_trust import TRUST_FILE, PartTrust
 
 
 def _plain(value: Any) -> Any:
@@ -45,6 +46,7 @@ class _Intake:
         self._job, self._required = job, required
         self._left = job.limit
         self.statistics = StatisticsAccumulator()
+        self.trust = PartTrust(job.trust)
         self.quarantined: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
         self.damaged: list[str] = []
@@ -60,17 +62,22 @@ class _Intake:
             self.damaged.append(record.message)
 
     def _accept(self, block: Block) -> Block:
-        rejections: list[Rejection] = check_block(block, self._required)
-        for rejection in rejections:
-            source_id = block.source_ids[rejection.row].decode()
-            text = _record_text(block, rejection.row)
-            self._set_aside(Quarantined(source_id, rejection.reason, rejection.message, text))
+        rejections = check_block(block, self._required)
+        self._reject(block, rejections)
         if rejections:
             good = np.ones(len(block), bool)
             good[[rejection.row for rejection in rejections]] = False
             block = block.take(good)
-        self.statistics.add(block)
-        return block
+        believed, broken = self.trust.examine(block)
+        self._reject(block, broken)
+        self.statistics.add(believed)
+        return believed
+
+    def _reject(self, block: Block, rejections: Sequence[Rejection]) -> None:
+        for rejection in rejections:
+            source_id = block.source_ids[rejection.row].decode()
+            text = _record_text(block, rejection.row)
+            self._set_aside(Quarantined(source_id, rejection.reason, rejection.message, text))
 
     def _take(self, item: Item) -> Item | None:
         """The item, cut to what the limit leaves."""
@@ -125,6 +132,7 @@ def convert_part(job: PartJob) -> PartRecord:
         )
         if sorter is not None:
             sorter.save(part_folder(job.dataset, key))
+        write_atomic(part_folder(job.dataset, key) / TRUST_FILE, intake.trust.to_bytes())
         if intake.lines:
             text = "".join(line + "\n" for line in intake.lines)
             write_atomic(part_folder(job.dataset, key) / QUARANTINE_FILE, text.encode())

@@ -14,7 +14,8 @@ from jmp_data.schema import Schema
 from jmp_data.schema.units import get_constants
 from jmp_data.shards.graph_layer import LayerKind, LayerSettings
 from jmp_data.shards.layout import FORMAT_VERSION, Format, Layout
-from jmp_data.sources import Part, Source, get_source, is_own_manifest
+from jmp_data.sources import Part, Source, get_source, is_own_manifest, source_facts
+from jmp_data.trust.thresholds import TrustThresholds
 
 OnError = Literal["quarantine", "fail"]
 
@@ -84,11 +85,17 @@ class PartJob:
         return self.settings.graph_layer(self.source)
 
     @property
+    def trust(self) -> TrustThresholds:
+        """Limits of the physical checks."""
+        return source_facts(self.source).trust
+
+    @property
     def key(self) -> str:
         """Content key: the part, its raw files' sizes, and every setting that changes the output."""
         settings = {**asdict(self.settings), "on_error": None}
         source = Path(self.source).name  # of a YAML file, not the place where it lies; its content is in the part
-        facts = [source, self.part.key(self.raw), self.limit, settings, FORMAT_VERSION]
+        trust = self.trust.model_dump()
+        facts = [source, self.part.key(self.raw), self.limit, settings, FORMAT_VERSION, trust]
         if self.graph_layer is not None:
             facts.append(self.graph_layer.to_json())
         text = json.dumps(facts, sort_keys=True)

@@ -18,6 +18,7 @@ from jmp_data.own_data.formats import Format
 from jmp_data.own_data.units import normalise_unit, stored_unit
 from jmp_data.schema.fields import GEOMETRY_FIELDS, STANDARD_TARGETS, Kind, Level
 from jmp_data.sources import source_names
+from jmp_data.trust.thresholds import TrustThresholds
 
 Auto = Literal["auto"]
 SplitRule = Literal["auto", "structure", "composition", "file", "order", "key", "given"]
@@ -169,6 +170,8 @@ class OwnManifest(_Entry):
     """With `constraint` and `layers`: elements whose free atoms are the adsorbate, tag 2."""
     splits: OwnSplits = OwnSplits()
     """How structures are divided."""
+    trust: TrustThresholds = TrustThresholds()
+    """Limits of the physical checks."""
     references: dict[str, float] = Field(default_factory=dict)
     """Energies of the elements (symbol → energy per atom, unit of the energy), recorded beside the fitted ones."""
     licence: str = "not stated"

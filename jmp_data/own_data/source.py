@@ -201,6 +201,7 @@ def own_facts(path: Path) -> SourceFacts:
         level_of_theory=manifest.level_of_theory,
         energy_kind=manifest.energy_kind,
         published=_published_references(manifest),
+        trust=manifest.trust,
     )
 
 

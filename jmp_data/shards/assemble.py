@@ -181,6 +181,7 @@ def assemble(
     facts: Mapping[str, Any],
     graphs: LayerSettings | None = None,
     origins: Sequence[PartRecord] = (),
+    extra_files: Mapping[str, bytes] | None = None,
 ) -> DatasetManifest:
     """Finish a split from its finished parts; the manifest is written last.
 
@@ -195,6 +196,7 @@ def assemble(
         facts: further `DatasetManifest` fields (references, raw files, provenance, ...).
         graphs: the graphs that the parts were staged with.
         origins: parts that these were gathered from, where they were; their quarantine and build records are kept.
+        extra_files: further files of the folder, name → content.
 
     Raises:
         ShardError: a finished part has lost a file.
@@ -214,6 +216,7 @@ def assemble(
         layer = layer_layout.layer_metadata(graphs, layout, num_shards=len(shards), fullest_block=fullest)
         graph_facts = _graph_facts(graphs, shards, extents)
     contents |= metadata_files(format, schema, layout, num_shards=len(shards), layer=layer)
+    contents |= extra_files or {}
     quarantine = b"".join(_quarantine_lines(dataset, [*origins, *parts]))
     if quarantine:
         contents[QUARANTINE_FILE] = quarantine

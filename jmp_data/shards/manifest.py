@@ -79,6 +79,7 @@ class DatasetManifest:
         records_in: records that the raw files hold for this split: structures + quarantined + skipped.
         quarantined: reason → count.
         skipped: reason → count, records left out by a stated rule.
+        flagged: reason → count, stored structures that look wrong; `flags.jsonl` lists them.
         raw_files: raw file → size and SHA-256.
         units: constant set used and the units on disk.
         references: fitted and published energy references and normalisers.
@@ -99,6 +100,7 @@ class DatasetManifest:
     records_in: int = 0
     quarantined: Mapping[str, int] = field(default_factory=dict)
     skipped: Mapping[str, int] = field(default_factory=dict)
+    flagged: Mapping[str, int] = field(default_factory=dict)
     raw_files: Mapping[str, FileDigest] = field(default_factory=dict)
     units: Mapping[str, Any] = field(default_factory=dict)
     references: Mapping[str, Any] = field(default_factory=dict)

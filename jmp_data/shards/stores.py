@@ -141,7 +141,7 @@ class FsspecStore:
                 span = spans[number]
                 if isinstance(answer, FileNotFoundError):
                     raise AbsentFileError(f"{self.url}/{span.name}: file is missing")
-                if _is_refusal(answer):
+                if isinstance(answer, Exception) and _is_refusal(answer):
                     raise ShardError(f"{self.url}/{span.name}: access is refused ({answer})")
                 if isinstance(answer, Exception):
                     problem = answer
@@ -201,9 +201,9 @@ def _open_filesystem(url: str) -> tuple[Any, str]:
     return filesystem, root
 
 
-def _is_refusal(answer: object) -> bool:
+def _is_refusal(error: Exception) -> bool:
     """Whether asking again cannot help."""
-    return isinstance(answer, PermissionError) or type(answer).__name__ == "NoCredentialsError"
+    return isinstance(error, PermissionError) or type(error).__name__ == "NoCredentialsError"
 
 
 def open_store(path: str | Path) -> Store:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jmp_data.manifests import load_manifest, manifest_path
+from jmp_data.trust.thresholds import TrustThresholds
 
 OWN_SUFFIXES = (".yaml", ".yml")
 
@@ -26,6 +27,7 @@ class SourceFacts:
         level_of_theory: method and basis set or code.
         energy_kind: what energies are relative to; `auto` where a user left it open.
         published: constants and references that come with the source.
+        trust: limits of the physical checks.
     """
 
     manifest: str
@@ -35,6 +37,7 @@ class SourceFacts:
     level_of_theory: str
     energy_kind: str
     published: Mapping[str, Any] = field(default_factory=dict)
+    trust: TrustThresholds = field(default_factory=TrustThresholds)
 
 
 def is_own_manifest(name: str) -> bool:
@@ -62,4 +65,5 @@ def source_facts(name: str) -> SourceFacts:
         level_of_theory=manifest.level_of_theory,
         energy_kind=manifest.units.energy_kind,
         published=manifest.published_constants(),
+        trust=manifest.trust,
     )

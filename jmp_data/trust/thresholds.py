@@ -1,12 +1,17 @@
-"""The numbers that decide what is set aside, as a manifest states them for its source."""
+"""The numbers that decide what is set aside and what is flagged, as a manifest states them for its source."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
+
+RecordReason = Literal["atoms_on_top", "atoms_too_close", "large_force", "net_force"]
+"""What a record shows by itself."""
 
 
 class TrustThresholds(BaseModel):
-    """Limits of the physical checks; None turns a check off.
+    """Limits of the physical checks, the section `trust:` of a manifest; None turns a check off.
 
     The defaults are far outside of what any of the published sets should hold: they are meant to find broken records,
     not rare ones.
@@ -14,6 +19,10 @@ class TrustThresholds(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    quarantine: tuple[RecordReason, ...] = ("atoms_on_top",)
+    """Findings that set a record aside; all others are flagged. Outliers and repeats can only be flagged."""
+    on_top_distance: float | None = Field(default=0.01, gt=0)
+    """Å; two atoms (or an atom and an image) nearer than this are one atom written twice."""
     min_distance: float | None = Field(default=0.4, gt=0)
     """Å; two atoms (or an atom and an image) nearer than this are no structure. H2 has 0.74 Å."""
     max_force: float | None = Field(default=300.0, gt=0)
@@ -29,6 +38,6 @@ class TrustThresholds(BaseModel):
     min_energy_deviation: float = Field(default=0.5, ge=0)
     """eV/atom; an energy this near to the median is no outlier, however narrow the others lie."""
     min_group: int = Field(default=20, ge=4)
-    """Structures of one composition in a block that robust statistics need; smaller groups are not judged."""
+    """Structures of one composition in a split that robust statistics need; smaller groups are not judged."""
     duplicates: bool = True
-    """Whether a structure that repeats an earlier one of its block, atom by atom, is set aside."""
+    """Whether structures that repeat an earlier one of the split, atom by atom, are looked for."""
