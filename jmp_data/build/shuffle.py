@@ -178,6 +178,23 @@ def gather_bucket(job: BucketJob) -> PartRecord:
         return record
 
 
+def shuffled_rows(
+    dataset: Path, parts: Sequence[PartRecord], source_ids: npt.NDArray[Any], seed: int
+) -> npt.NDArray[np.int64]:
+    """(n,) where structures of these source ids stand in the shuffled data set.
+
+    Args:
+        dataset: folder of the output split.
+        parts: records of all parts.
+        source_ids: (n,) bytes, all of them stored.
+        seed: of the shuffle.
+    """
+    keys, rows = shuffle_keys(source_ids, seed), np.zeros(len(source_ids), np.int64)
+    for part in parts:
+        rows += np.searchsorted(np.load(part_folder(dataset, part.key) / KEYS_FILE, allow_pickle=False), keys)
+    return rows
+
+
 def _bucket_blocks(job: BucketJob) -> Iterator[Block]:
     payload = (job.dataset / BUILD_FOLDER / PLAN_FILE).read_bytes()
     if hashlib.sha256(payload).hexdigest() != job.plan:

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from jmp_data import open_dataset
 from jmp_data.build import BuildSettings, choose_engine, plan_build, run_array_part, run_build, run_finalize
+from jmp_data.build.finalize import finished_parts
 from jmp_data.build.repair import repair_dataset
-from jmp_data.build.shuffle import shuffle_keys
+from jmp_data.build.shuffle import shuffle_keys, shuffled_rows
 from jmp_data.errors import ShardError
 from jmp_data.shards.integrity import verify_dataset
 from jmp_data.shards.layout import Layout
@@ -105,6 +106,14 @@ def test_size_of_buckets_does_not_change_the_order(raw: Path, tmp_path: Path, mo
         ids.append([structure.source_id for structure in open_dataset(done.dataset)])
     assert ids[0] == ids[1]
     assert len(set(ids[0])) == len(ids[0])
+
+
+def test_rows_of_chosen_structures_are_found_without_reading_them(raw: Path, tmp_path: Path) -> None:
+    dataset = build(raw, tmp_path)[0].dataset
+    ids = np.array([structure.source_id.encode() for structure in open_dataset(dataset)])
+    chosen = np.array([3, 17, 0])
+    parts = finished_parts(plan(raw, tmp_path)[0])
+    np.testing.assert_array_equal(shuffled_rows(dataset, parts, ids[chosen], SEED), chosen)
 
 
 def test_added_files_slip_in_between(tmp_path: Path) -> None:
