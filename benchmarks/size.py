@@ -107,13 +107,13 @@ def encode_delta(column: Array, block: Block, name: str) -> list[bytes]:
     if name not in ("positions", "forces"):
         return [compress(column)]
     bits = as_frames(column).view(np.int32)
-    return [compress(np.diff(bits, axis=0, prepend=np.zeros_like(bits[:1])))]
+    return [compress(np.diff(bits, axis=0, prepend=np.zeros_like(bits[:1]))), b""]
 
 
 def decode_delta(chunks: list[bytes]) -> Any:
+    if len(chunks) == 1:
+        return Blosc("zstd").decode(chunks[0])
     bits = np.frombuffer(Blosc("zstd").decode(chunks[0]), np.int32)
-    if bits.size % (3 * loader.ATOMS):
-        return bits
     return np.cumsum(bits.reshape(-1, 3 * loader.ATOMS), axis=0, dtype=np.int32).view(np.float32)
 
 

@@ -39,7 +39,8 @@ def small_parts_and_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plan(raw: Path, out: Path, sources=("oc20",), **options):
     options = {"shuffle": SEED, "layout": SMALL, **options}
-    return plan_build(sources, raw, out, settings=BuildSettings(**options))
+    splits = ["train"] if sources == ("oc20",) else []
+    return plan_build(sources, raw, out, splits=splits, settings=BuildSettings(**options))
 
 
 def build(raw: Path, out: Path, sources=("oc20",), workers: int = 1, **options):

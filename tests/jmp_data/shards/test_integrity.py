@@ -23,13 +23,14 @@ CASES = [("zarr", "none"), ("webdataset", "none"), ("zarr", "all"), ("webdataset
 
 
 @pytest.fixture(autouse=True)
-def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_parts_without_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    monkeypatch.setattr("jmp_data.sources.oc20.MAX_STRUCTURES_PER_PART", 5)
 
 
-def build(folder: Path, format: str, graphs: str) -> tuple[Path, Path]:
+def build(folder: Path, format: str, graphs: str, structures: int = 13) -> tuple[Path, Path]:
     raw = folder / "raw"
-    raw_archives.write_oc20(raw, train=23)
+    raw_archives.write_oc20(raw, train=structures)
     settings = BuildSettings(format=format, graphs=graphs, layout=LAYOUT)
     builds = plan_build(["oc20"], raw, folder / "out", splits=["train"], settings=settings)
     (done,) = run_build(builds, choose_engine(workers=1, scheduler=None), lambda entry: None)
@@ -105,7 +106,7 @@ def test_a_flipped_byte_in_each_file_is_found_and_named(tmp_path: Path, format: 
 @pytest.mark.slow
 @pytest.mark.parametrize(("format", "graphs"), CASES)
 def test_many_flipped_bytes_in_each_file(tmp_path: Path, format: str, graphs: str) -> None:
-    _, dataset = build(tmp_path, format, graphs)
+    _, dataset = build(tmp_path, format, graphs, structures=33)
     count = check_every_file(dataset, 40, seed=1)
     print(f"{format}, graphs {graphs}: {count} bytes flipped in {len(stored_files(dataset))} files, all found")
 
