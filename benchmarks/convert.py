@@ -14,7 +14,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import tempfile
 import time
@@ -142,7 +141,8 @@ def peak_memory(name: str, raw: Path, out: Path, settings: BuildSettings, limit:
 
 def _peak_memory(job: PartJob) -> float:
     convert_part(job)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status").read_text()  # ru_maxrss would begin with what the parent had
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def measure(name: str, raw: Path, out: Path, repeats: int) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import lzma
 import multiprocessing
 import os
 import platform
-import resource
 import shutil
 import tempfile
 import time
@@ -26,17 +25,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import loader
 import numpy as np
 
 from jmp_data.build import BuildSettings, choose_engine, plan_build, run_array_part, run_build, run_finalize
-from jmp_data.mixture import Mixture
 from jmp_data.shards.dataset import open_dataset
 from jmp_data.shards.formats import digest_file
 from jmp_data.shards.manifest import MANIFEST_NAME
 from jmp_data.shards.write_dataset import write_dataset
 from jmp_data.sources import oc20
-from jmp_data.stream import StreamLoader
 
 FRAMES_PER_PAIR = 5
 FRAMES_PER_PART = 30  # six pairs a part, as of 5,000 frames each
@@ -52,13 +48,21 @@ def measure(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
         return pool.apply(_measured, (function, arguments))
 
 
+def peak_kilobytes() -> int:
+    """Peak resident memory of this process; `ru_maxrss` would begin with what its parent had."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+
+
 def _measured(function: Callable[..., Any], arguments: tuple[Any, ...]) -> dict[str, Any]:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if function is first_batches:  # its imports are not what is measured
+        import jmp_data.mixture
+        import jmp_data.stream  # noqa: F401
+
+    before = peak_kilobytes()
     start = time.perf_counter()
     result = function(*arguments)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": round(seconds, 3), "MB": round((peak - before) / 1024, 1), **(result or {})}
+    return {"seconds": round(seconds, 3), "MB": round((peak_kilobytes() - before) / 1024, 1), **(result or {})}
 
 
 def write_raw(folder: Path, pairs: int) -> None:
@@ -105,6 +109,8 @@ def build_again(raw: Path, out: Path) -> dict[str, Any]:
 
 def write_template(folder: Path) -> Path:
     """One real shard, as a part of 30,000 frames makes it."""
+    import loader
+
     block = loader.make_slabs(FRAMES_PER_SHARD)
     rows = (block.structure(row) for row in range(len(block)))
     write_dataset(rows, folder / "template" / "train", schema=block.schema)
@@ -159,6 +165,9 @@ def open_it(path: Path) -> dict[str, Any]:
 
 def first_batches(paths: list[Path]) -> dict[str, Any]:
     """Open a mixture, plan an epoch and read its first hundred batches."""
+    from jmp_data.mixture import Mixture
+    from jmp_data.stream import StreamLoader
+
     start = time.perf_counter()
     mixture = Mixture.from_datasets({path.parent.name: path for path in paths}, temperature=2.0)
     mixed = time.perf_counter()
@@ -176,31 +185,26 @@ def first_batches(paths: list[Path]) -> dict[str, Any]:
     }
 
 
-def run(folder: Path, pairs: int) -> dict[str, Any]:
-    results: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-    }
+def run(folder: Path, pairs: int, note: Callable[[str, dict[str, Any]], None]) -> None:
     for count in (max(1, pairs // 100), max(1, pairs // 10), pairs):
         raw, out = folder / f"raw{count}", folder / f"out{count}"
         write_raw(raw, count)
-        results[f"plan {count} pairs"] = measure(plan, raw, out)
+        note(f"plan {count} pairs", measure(plan, raw, out))
         start = time.perf_counter()
         convert(raw, out)  # starts processes of its own
-        results[f"convert {count} pairs"] = {"seconds": round(time.perf_counter() - start, 3)}
-        results[f"finalise {count} pairs"] = measure(finalise, raw, out)
-        results[f"build again {count} pairs"] = measure(build_again, raw, out)
-        results[f"open {count} pairs"] = measure(open_it, out / "oc20" / "train")
+        note(f"convert {count} pairs", {"seconds": round(time.perf_counter() - start, 3)})
+        note(f"finalise {count} pairs", measure(finalise, raw, out))
+        note(f"build again {count} pairs", measure(build_again, raw, out))
+        note(f"open {count} pairs", measure(open_it, out / "oc20" / "train"))
         shutil.rmtree(raw)
         shutil.rmtree(out)
     template = write_template(folder)
     for size in SIZES:
         path = write_large(folder, template, size)
-        results[f"open {size}"] = measure(open_it, path)
-        results[f"first batches {size}"] = measure(first_batches, [path])
+        note(f"open {size}", measure(open_it, path))
+        note(f"first batches {size}", measure(first_batches, [path]))
     paper = [write_large(folder, template, size) for size in (100_000_000, 8_000_000, 2_000_001, 10_000_001)]
-    results["first batches of the paper's 120 million"] = measure(first_batches, paper)
-    return results
+    note("first batches of the paper's 120 million", measure(first_batches, paper))
 
 
 def main() -> None:
@@ -208,10 +212,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=26_786)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    results: dict[str, Any] = {"machine": platform.machine(), "python": platform.python_version()}
+
+    def note(name: str, values: dict[str, Any]) -> None:
+        results[name] = values
+        print(f"{name:42} {values}", flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
-        results = run(Path(folder), arguments.pairs)
-    for name, values in results.items():
-        print(f"{name:40} {values}")
+        run(Path(folder), arguments.pairs, note)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 
