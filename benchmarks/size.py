@@ -5,8 +5,9 @@
 The structures are slabs of 72 metal atoms with an adsorbate atom on them, labelled by ASE's effective medium theory and
 rounded to the eight decimals of the published text files. Cells are strained and all sites displaced at random, so that
 no coordinate repeats as it would in perfect crystals. Two sets: frames of as many different systems, as the published
-S2EF files hold them, and, for the tricks that need it, whole relaxations frame after frame. All sizes are those of files on disk; decoding times are
-processor time of the best of several runs. nvalchemi-toolkit is measured where it is installed.
+S2EF files hold them, and, for the tricks that need it, whole relaxations frame after frame. All sizes are those of
+files on disk; decoding times are processor time of the best of several runs. nvalchemi-toolkit is measured where it is
+installed.
 """
 
 from __future__ import annotations
