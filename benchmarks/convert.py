@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -25,14 +26,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import ase.io
 import h5py
 import numpy as np
-import psutil
 
 from jmp_data import demo
 from jmp_data.build.part import convert_part
 from jmp_data.build.settings import BuildSettings, PartJob
 from jmp_data.manifests import load_manifest
 from jmp_data.schema import Block
-from jmp_data.sources import get_source
+from jmp_data.sources import get_source, oc20
 
 ENERGY, FORCES = "wB97x_6-31G(d).energy", "wB97x_6-31G(d).forces"
 
@@ -68,10 +68,10 @@ def slab(rng: np.random.Generator, number: int, mean_atoms: int) -> demo.Labelle
 
 
 def write_oc20(raw: Path, rng: np.random.Generator, frames: int) -> None:
-    """One pair of files, copied so that several parts of it are read."""
+    """One pair of files, copied until they fill the largest part that a plan makes."""
     slabs = [slab(rng, number, 73) for number in range(frames)]
     written = demo.write_oc20_split(raw, "s2ef_train_2M", slabs)
-    for number in range(1, 4):
+    for number in range(1, max(2, oc20.MAX_STRUCTURES_PER_PART // frames)):
         for path in written:
             shutil.copy(path, path.with_name(f"{number}{path.name[1:]}"))
     (raw / "plain.extxyz").write_text("".join(demo.format_extxyz(frame) for frame in slabs[:300]))
@@ -85,7 +85,7 @@ def write_oc22(raw: Path, rng: np.random.Generator, frames: int) -> None:
 def write_ani1x(raw: Path, rng: np.random.Generator, frames: int) -> None:
     """Formulas of 15 atoms."""
     with h5py.File(raw / "ani1x-release.h5", "w") as file:
-        for carbons in range(1, max(2, 20 * frames // 1600)):
+        for carbons in range(1, max(2, 64 * frames // 1600)):
             group = file.create_group(f"C{carbons}H4")
             group["atomic_numbers"] = np.full(15, 6, np.uint8)
             group["coordinates"] = rng.random((1600, 15, 3), np.float32)
@@ -105,7 +105,7 @@ def write_transition1x(raw: Path, rng: np.random.Generator, frames: int) -> None
             forces=rng.normal(size=(954, 14, 3)),
             transition_state=5,
         )
-        for number in range(max(2, 20 * frames // 954))
+        for number in range(max(2, 64 * frames // 954))
     ]
     demo.write_transition1x(raw / "Transition1x.h5", reactions)
 
@@ -118,14 +118,31 @@ WRITERS: dict[str, Callable[[Path, np.random.Generator, int], None]] = {
 }
 
 
-def best(function: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Processor and wall seconds of the fastest run."""
+def best(function: Callable[[], Any], repeats: int, prepare: Callable[[], Any] = lambda: None) -> tuple[float, float]:
+    """Processor and wall seconds of the fastest run; `prepare` is not timed."""
     runs = []
     for _ in range(repeats):
+        prepare()
         wall, cpu = time.perf_counter(), time.process_time()
         function()
         runs.append((time.process_time() - cpu, time.perf_counter() - wall))
     return min(cpu for cpu, _ in runs), min(wall for _, wall in runs)
+
+
+def peak_memory(name: str, raw: Path, out: Path, settings: BuildSettings, limit: int | None = None) -> float:
+    """Peak resident megabytes of a fresh worker that converts the largest part."""
+    part = max(get_source(name).plan(raw, "train").parts, key=lambda part: part.num_records)
+    job = PartJob(name, raw, out, part, settings, limit)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        peak = pool.apply(_peak_memory, (job,))
+    shutil.rmtree(out)
+    return peak
+
+
+def _peak_memory(job: PartJob) -> float:
+    convert_part(job)
+    status = Path("/proc/self/status").read_text()  # ru_maxrss would begin with what the parent had
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def measure(name: str, raw: Path, out: Path, repeats: int) -> dict[str, Any]:
@@ -144,13 +161,13 @@ def measure(name: str, raw: Path, out: Path, repeats: int) -> dict[str, Any]:
                 pass
 
     def build() -> None:
-        shutil.rmtree(out, ignore_errors=True)
         for part in parts:
             convert_part(PartJob(name, raw, out, part, BuildSettings()))
 
     read_cpu, read_wall = best(read, repeats)
-    build_cpu, build_wall = best(build, repeats)
+    build_cpu, build_wall = best(build, repeats, lambda: shutil.rmtree(out, ignore_errors=True))
     written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    shutil.rmtree(out)
     manifest = load_manifest(name)
     full = manifest.splits[0].count or (manifest.records.count if manifest.records else 0)
     return {
@@ -165,7 +182,9 @@ def measure(name: str, raw: Path, out: Path, repeats: int) -> dict[str, Any]:
         "full_set": full,
         "full_set_core_hours": full * build_cpu / records / 3600,
         "full_set_GB": full * written / structures / 1e9,
-        "peak_rss_MB": psutil.Process().memory_info().rss / 1e6,
+        "worker_peak_MB": peak_memory(name, raw, out, BuildSettings()),
+        "worker_peak_MB_shuffle": peak_memory(name, raw, out, BuildSettings(shuffle=0)),
+        "worker_peak_MB_graphs": peak_memory(name, raw, out, BuildSettings(graphs="all"), limit=2000),
     }
 
 
@@ -177,7 +196,7 @@ def ase_rate(raw: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=2500, help="slabs in a file (20 times as many molecules)")
+    parser.add_argument("--frames", type=int, default=2500, help="slabs in a file (64 times as many molecules)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--sources", nargs="*", default=list(WRITERS), choices=list(WRITERS))
     parser.add_argument("--json", action="store_true")

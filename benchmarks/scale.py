@@ -1,9 +1,10 @@
-"""A simulated OC20 of 134 million frames: what planning, building, opening and mixing cost, and how they grow.
+"""A simulated OC20 of 134 million frames: what planning, finalising, opening and mixing cost, and how they grow.
 
-Two halves. `build` makes a raw archive with the real number of files (26,786 pairs by default) but a thousandth of the
-frames in each (5), and times plan, convert and finalise; per-file costs are the real ones, per-frame costs are a
-thousandth. `index` writes data set folders whose indexes have the real sizes (10^5 to 1.34·10^8 structures) but no
-structure data, and times opening, sizes, mixing, and planning the first batches, each in a process of its own.
+Two halves. The first makes a raw archive with the real number of files (26,786 pairs by default) but a thousandth of
+the frames in each (5), cut into the real number of parts (4,465 of six pairs), and times plan, convert, finalise and a
+second run of the same command; costs per file and part are the real ones, costs per frame a thousandth. The second
+makes data sets of 10^5 to 1.34·10^8 structures with true manifests and indexes, whose shards are all links to one real
+shard, and times opening one, and mixing, planning and reading the first batches, each in a process of its own.
 
     python benchmarks/scale.py [--pairs 26786] [--json FILE]
 """
@@ -14,18 +15,28 @@ import argparse
 import json
 import lzma
 import multiprocessing
+import os
 import platform
-import resource
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jmp_data.build import BuildSettings, choose_engine, plan_build, run_array_part, run_build, run_finalize
+from jmp_data.shards.dataset import open_dataset
+from jmp_data.shards.formats import digest_file
+from jmp_data.shards.manifest import MANIFEST_NAME
+from jmp_data.shards.write_dataset import write_dataset
+from jmp_data.sources import oc20
+
 FRAMES_PER_PAIR = 5
+FRAMES_PER_PART = 30  # six pairs a part, as of 5,000 frames each
+FRAMES_PER_SHARD = 30_000
 OC20_FRAMES = 133_934_018
 SIZES = (100_000, 1_000_000, 10_000_000, OC20_FRAMES)
 
@@ -37,17 +48,21 @@ def measure(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
         return pool.apply(_measured, (function, arguments))
 
 
-def _measured(function: Callable[..., Any], arguments: tuple[Any, ...]) -> dict[str, Any]:
-    import jmp_data.mixture
-    import jmp_data.shards
-    import jmp_data.stream  # noqa: F401 - imports are not what is measured
+def peak_kilobytes() -> int:
+    """Peak resident memory of this process; `ru_maxrss` would begin with what its parent had."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def _measured(function: Callable[..., Any], arguments: tuple[Any, ...]) -> dict[str, Any]:
+    if function is first_batches:  # its imports are not what is measured
+        import jmp_data.mixture
+        import jmp_data.stream  # noqa: F401
+
+    before = peak_kilobytes()
     start = time.perf_counter()
     result = function(*arguments)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": round(seconds, 3), "MB": round((peak - before) / 1024, 1), **(result or {})}
+    return {"seconds": round(seconds, 3), "MB": round((peak_kilobytes() - before) / 1024, 1), **(result or {})}
 
 
 def write_raw(folder: Path, pairs: int) -> None:
@@ -68,117 +83,128 @@ def write_raw(folder: Path, pairs: int) -> None:
         (target / f"{number}.txt.xz").write_bytes(lzma.compress(ids.encode(), preset=0))
 
 
+def planned(raw: Path, out: Path) -> Any:
+    oc20.MAX_STRUCTURES_PER_PART = FRAMES_PER_PART
+    return plan_build(["oc20"], raw, out, settings=BuildSettings())
+
+
 def plan(raw: Path, out: Path) -> dict[str, Any]:
-    from jmp_data.build import BuildSettings, plan_build
-
-    builds = plan_build(["oc20"], raw, out, settings=BuildSettings())
-    return {"parts": sum(len(build.jobs) for build in builds)}
+    return {"parts": sum(len(build.jobs) for build in planned(raw, out))}
 
 
-def build(raw: Path, out: Path) -> dict[str, Any]:
-    from jmp_data.build import BuildSettings, choose_engine, plan_build, run_build
+def convert(raw: Path, out: Path) -> dict[str, Any]:
+    run_array_part(planned(raw, out), (1, 1), choose_engine(workers=2, scheduler=None), lambda entry: None)
+    return {}
 
-    builds = plan_build(["oc20"], raw, out, settings=BuildSettings())
-    (done,) = run_build(builds, choose_engine(workers=2, scheduler=None), lambda entry: None)
+
+def finalise(raw: Path, out: Path) -> dict[str, Any]:
+    (done,) = run_finalize(planned(raw, out))
     return {"structures": done.manifest.num_structures, "shards": len(done.manifest.shards)}
 
 
-def write_index(folder: Path, structures: int) -> Path:
-    """A finished data set folder of that size, with true indexes and a true manifest but no structure data."""
-    from jmp_data.schema import Schema
-    from jmp_data.shards.formats import digest, digest_file
-    from jmp_data.shards.layout import Layout, stored_columns
-    from jmp_data.shards.manifest import MANIFEST_NAME, DatasetManifest, FileDigest, ShardRecord
-    from jmp_data.shards.staging import npy_bytes
+def build_again(raw: Path, out: Path) -> dict[str, Any]:
+    list(run_build(planned(raw, out), choose_engine(workers=2, scheduler=None), lambda entry: None))
+    return {}
 
+
+def write_template(folder: Path) -> Path:
+    """One real shard, as a part of 30,000 frames makes it."""
+    import loader
+
+    block = loader.make_slabs(FRAMES_PER_SHARD)
+    rows = (block.structure(row) for row in range(len(block)))
+    write_dataset(rows, folder / "template" / "train", schema=block.schema)
+    return folder / "template" / "train"
+
+
+def write_large(folder: Path, template: Path, structures: int) -> Path:
+    """A data set of about that size: the same shard again and again as hard links, under true indexes and a manifest.
+
+    Returns:
+        Its folder.
+    """
+    source = open_dataset(template)
+    (shard,) = source.manifest.shards
+    count = max(1, round(structures / len(source)))
     target = folder / f"n{structures}" / "train"
-    target.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    natoms = np.lib.format.open_memmap(target / "natoms.npy", mode="w+", dtype=np.int32, shape=(structures,))
-    for start in range(0, structures, 1 << 24):
-        stop = min(start + (1 << 24), structures)
-        natoms[start:stop] = np.clip(rng.normal(73, 25, stop - start), 8, 225)
+    for path in template.rglob("zarr.json"):
+        (target / path.relative_to(template)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target / path.relative_to(template))
+    natoms = np.lib.format.open_memmap(target / "natoms.npy", mode="w+", dtype=np.int32, shape=(count * len(source),))
+    natoms.reshape(count, -1)[:] = source.natoms
     natoms.flush()
-    per_block = 440
-    counts = np.full(-(-structures // per_block), per_block, np.int64)
-    counts[-1] = structures - per_block * (len(counts) - 1)
-    blocks = np.zeros((len(counts), 4), np.int64)
-    blocks[:, 0], blocks[:, 1] = counts, counts * 73
-    payload = npy_bytes(blocks)
-    (target / "blocks.npy").write_bytes(payload)
-    names = [column.name for column in stored_columns(Schema(), Layout())]
+    np.save(target / "blocks.npy", np.tile(np.load(template / "blocks.npy"), (count, 1)))
     shards = []
-    for number, first in enumerate(range(0, len(counts), 68)):  # 30,000 structures a part
-        members = counts[first : first + 68]
-        files = {f"{name}/c/{number}/0/0": FileDigest(10_000_000, "0" * 64) for name in names}
-        shards.append(ShardRecord(len(members), int(members.sum()), int(members.sum()) * 73, files, f"{number:024x}"))
-    manifest = DatasetManifest(
+    for number in range(count):
+        files = {numbered(name, number): digest for name, digest in shard.files.items()}
+        for name, final in zip(shard.files, files, strict=True):
+            (target / final).parent.mkdir(parents=True, exist_ok=True)
+            os.link(template / name, target / final)
+        shards.append(replace(shard, files=files, part=f"{number:024x}"))
+    manifest = replace(
+        source.manifest,
         name=f"n{structures}",
-        split="train",
-        format="zarr",
-        schema=Schema(),
-        layout=Layout(),
         shards=tuple(shards),
-        files={"natoms.npy": digest_file(target / "natoms.npy"), "blocks.npy": digest(payload)},
-        records_in=structures,
+        files={name: digest_file(target / name) for name in source.manifest.files},
         content_sha256=f"{structures:064d}",
     )
     (target / MANIFEST_NAME).write_bytes(manifest.to_bytes())
     return target
 
 
-def open_it(path: Path) -> dict[str, Any]:
-    from jmp_data.shards import open_dataset
+def numbered(name: str, shard: int) -> str:
+    """Name of a shard file of the template (`array/c/0/...`) under another shard number."""
+    array, axis, _, *rest = name.split("/")
+    return "/".join([array, axis, str(shard), *rest])
 
+
+def open_it(path: Path) -> dict[str, Any]:
     dataset = open_dataset(path)
     return {"structures": len(dataset), "blocks": dataset.num_blocks, "natoms": len(dataset.natoms)}
 
 
-def mix_and_plan(paths: list[Path]) -> dict[str, Any]:
-    """Open a mixture and plan the first global batches of an epoch, as a loader does before it reads anything."""
+def first_batches(paths: list[Path]) -> dict[str, Any]:
+    """Open a mixture, plan an epoch and read its first hundred batches."""
     from jmp_data.mixture import Mixture
     from jmp_data.stream import StreamLoader
 
     start = time.perf_counter()
     mixture = Mixture.from_datasets({path.parent.name: path for path in paths}, temperature=2.0)
-    mixed = time.perf_counter() - start
-    start = time.perf_counter()
-    loader = StreamLoader(mixture, batch_size=32, seed=0)
-    steps = len(loader)
+    mixed = time.perf_counter()
+    stream = StreamLoader(mixture, batch_size=32, seed=0)
+    batches = iter(stream)
+    next(batches)
+    first = time.perf_counter()
+    for _ in range(99):
+        next(batches)
     return {
-        "mix_seconds": round(mixed, 3),
-        "epoch_seconds": round(time.perf_counter() - start, 3),
-        "epoch": mixture.epoch_size,
-        "steps": steps,
+        "mix_seconds": round(mixed - start, 3),
+        "first_batch_seconds": round(first - mixed, 3),
+        "99_more_seconds": round(time.perf_counter() - first, 3),
+        "samples": mixture.epoch_size,
     }
 
 
-def run(folder: Path, pairs: int) -> dict[str, Any]:
-    results: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-    }
-    for count in (pairs // 100, pairs // 10, pairs):
+def run(folder: Path, pairs: int, note: Callable[[str, dict[str, Any]], None]) -> None:
+    for count in (max(1, pairs // 100), max(1, pairs // 10), pairs):
         raw, out = folder / f"raw{count}", folder / f"out{count}"
         write_raw(raw, count)
-        results[f"plan {count} pairs"] = measure(plan, raw, out)
-        results[f"build {count} pairs"] = measure_build(raw, out)
-        results[f"finalise again {count} pairs"] = measure_build(raw, out)
+        note(f"plan {count} pairs", measure(plan, raw, out))
+        start = time.perf_counter()
+        convert(raw, out)  # starts processes of its own
+        note(f"convert {count} pairs", {"seconds": round(time.perf_counter() - start, 3)})
+        note(f"finalise {count} pairs", measure(finalise, raw, out))
+        note(f"build again {count} pairs", measure(build_again, raw, out))
+        note(f"open {count} pairs", measure(open_it, out / "oc20" / "train"))
         shutil.rmtree(raw)
-    paths = [write_index(folder, size) for size in SIZES]
-    for path, size in zip(paths, SIZES, strict=True):
-        results[f"open {size}"] = measure(open_it, path)
-        results[f"mix and plan {size}"] = measure(mix_and_plan, [path])
-    paper = [write_index(folder, size) for size in (100_000_000, 8_000_000, 2_000_001, 10_000_001)]
-    results["mix and plan the paper's 120 million"] = measure(mix_and_plan, paper)
-    return results
-
-
-def measure_build(raw: Path, out: Path) -> dict[str, Any]:
-    """The build starts processes of its own, so it runs in this one."""
-    start = time.perf_counter()
-    result = build(raw, out)
-    return {"seconds": round(time.perf_counter() - start, 3), **result}
+        shutil.rmtree(out)
+    template = write_template(folder)
+    for size in SIZES:
+        path = write_large(folder, template, size)
+        note(f"open {size}", measure(open_it, path))
+        note(f"first batches {size}", measure(first_batches, [path]))
+    paper = [write_large(folder, template, size) for size in (100_000_000, 8_000_000, 2_000_001, 10_000_001)]
+    note("first batches of the paper's 120 million", measure(first_batches, paper))
 
 
 def main() -> None:
@@ -186,10 +212,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=26_786)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    results: dict[str, Any] = {"machine": platform.machine(), "python": platform.python_version()}
+
+    def note(name: str, values: dict[str, Any]) -> None:
+        results[name] = values
+        print(f"{name:42} {values}", flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
-        results = run(Path(folder), arguments.pairs)
-    for name, values in results.items():
-        print(f"{name:40} {values}")
+        run(Path(folder), arguments.pairs, note)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -74,7 +74,7 @@ def print_facts(facts: Mapping[str, object]) -> None:
 
 @contextmanager
 def progress(label: str, total: int | None, unit: str = "") -> Iterator[Callable[[int, str], None]]:
-    """A live bar on a terminal, a line every ten seconds in a log file.
+    """A live bar on a terminal; in a log file a line every ten seconds, and one at the end of what took longer.
 
     Yields:
         `advance(count, note)`.
@@ -100,15 +100,22 @@ def progress(label: str, total: int | None, unit: str = "") -> Iterator[Callable
             yield update
         return
     start = last = time.monotonic()
-    done = 0
+    done, said = 0, ""
+
+    def say(now: float, note: str) -> None:
+        of = f"/{total}" if total is not None else ""
+        seconds = now - start
+        left = f", about {seconds / done * (total - done):.0f} s left" if total is not None and done else ""
+        err.print(f"{label}: {done}{of} {unit} after {seconds:.0f} s{left} {note}".rstrip(), markup=False)
 
     def advance(count: int, note: str = "") -> None:
-        nonlocal done, last
-        done += count
+        nonlocal done, last, said
+        done, said = done + count, note
         now = time.monotonic()
         if now - last >= _LOG_INTERVAL:
             last = now
-            of = f"/{total}" if total is not None else ""
-            err.print(f"{label}: {done}{of} {unit} after {now - start:.0f} s {note}".rstrip(), markup=False)
+            say(now, note)
 
     yield advance
+    if done and time.monotonic() - start >= _LOG_INTERVAL:
+        say(time.monotonic(), said)

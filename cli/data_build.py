@@ -20,8 +20,10 @@ from jmp_data.build import (
 )
 from jmp_data.build.engines import Engine
 from jmp_data.build.plan import SplitBuild
+from jmp_data.build.repair import repair_dataset
 from jmp_data.errors import ManifestError
-from jmp_data.shards.integrity import find_datasets, verify_dataset
+from jmp_data.shards.integrity import Damage, find_datasets, verify_dataset
+from jmp_data.shards.manifest import MANIFEST_NAME
 
 from .console import EXIT_BAD_INPUT, EXIT_DAMAGED_RAW, err, fail, out, print_json, print_table, progress
 
@@ -182,6 +184,24 @@ def _run(builds: list[SplitBuild], engine: Engine, share: tuple[int, int] | None
         return list(run_finalize(builds, engine, report) if finalize else run_build(builds, engine, report))
 
 
+def _verify(dataset: Path) -> list[Damage]:
+    with progress(f"verify {dataset}", None, "shards") as advance:
+        try:
+            return verify_dataset(dataset, lambda done, total: advance(1, f"of {total}"))
+        except ManifestError as error:  # the others are still worth checking
+            return [Damage(MANIFEST_NAME, None, f"{error}; the command that built it writes it again")]
+
+
+def _repair(dataset: Path, raw: Path, damage: list[Damage]) -> list[Damage]:
+    """Rebuild what is damaged; returns what is still wrong. A damaged index hides what it leads to at first."""
+    for _ in range(2):
+        if damage and not any(finding.file == MANIFEST_NAME for finding in damage):
+            rebuilt = repair_dataset(dataset, raw, damage)
+            out.print(f"{dataset}: rebuilt {rebuilt} parts", markup=False)
+            damage = _verify(dataset)
+    return damage
+
+
 def verify(
     directory: Annotated[Path, typer.Argument(help="A data set, or a folder of data sets.")],
     repair: Annotated[bool, typer.Option("--repair", help="Rebuild damaged shards from --raw.")] = False,
@@ -197,14 +217,9 @@ def verify(
     findings = []
     datasets = find_datasets(directory)
     for dataset in datasets:
-        with progress(f"verify {dataset}", None, "shards") as advance:
-            damage = verify_dataset(dataset, lambda done, total: advance(1, f"of {total}"))
-        if damage and repair and raw is not None:
-            from jmp_data.build.repair import repair_dataset
-
-            rebuilt = repair_dataset(dataset, raw, damage)
-            out.print(f"{dataset}: rebuilt {rebuilt} shards", markup=False)
-            damage = verify_dataset(dataset)
+        damage = _verify(dataset)
+        if repair and raw is not None:
+            damage = _repair(dataset, raw, damage)
         findings += damage
     if as_json:
         print_json(

@@ -6,10 +6,13 @@ with its worker runs again.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from jmp_data.errors import JmpDataError
@@ -19,6 +22,8 @@ Result = TypeVar("Result")
 
 _RESTARTS_WITHOUT_PROGRESS = 3
 _QUEUED_PER_WORKER = 4
+_QUEUED_AT_LEAST = 8
+_ASK_AGAIN_SECONDS = 5.0
 _CONNECT_SECONDS = 30
 
 
@@ -110,42 +115,62 @@ class DaskEngine:
         Raises:
             BuildError: no scheduler at the address, or the cluster died.
         """
-        from dask.distributed import Client, as_completed
+        from dask.distributed import Client
 
         try:
             client = Client(self.address, timeout=_CONNECT_SECONDS)
         except (OSError, TimeoutError) as error:
             raise BuildError(f"no Dask scheduler answers at {self.address} ({error})") from error
         with client:
-            window = max(8, _QUEUED_PER_WORKER * sum(client.nthreads().values()))
-            waiting = iter(enumerate(jobs))
-            numbers: dict[Any, int] = {}
+            yield from self._run_on(client, function, jobs)
 
-            def submit() -> Any:
-                entry = next(waiting, None)
-                if entry is None:
-                    return None
-                future = client.submit(function, entry[1], pure=False, retries=_RESTARTS_WITHOUT_PROGRESS)
-                numbers[future.key] = entry[0]
-                return future
+    @staticmethod
+    def _run_on(client: Any, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[tuple[int, Result]]:
+        from dask.distributed import as_completed
 
-            first = [future for future in (submit() for _ in range(window)) if future is not None]
-            completed = as_completed(first)
-            for future in completed:
-                try:
-                    result = future.result()
-                except JmpDataError:
-                    raise
-                except Exception as error:
-                    if type(error).__module__.startswith("distributed"):
-                        raise BuildError(
-                            f"the Dask cluster lost a part ({error}); run again, finished parts are kept"
-                        ) from error
-                    raise
-                more = submit()
-                if more is not None:
-                    completed.add(more)
-                yield numbers.pop(future.key), result
+        waiting = iter(enumerate(jobs))
+        numbers: dict[str, int] = {}
+        completed = as_completed()
+        room = _Room(client)
+
+        def fill() -> None:
+            for number, job in islice(waiting, max(0, room.tasks() - len(numbers))):
+                future = client.submit(function, job, pure=False, retries=_RESTARTS_WITHOUT_PROGRESS)
+                numbers[future.key] = number
+                completed.add(future)
+
+        fill()
+        for future in completed:
+            try:
+                result = future.result()
+            except JmpDataError:
+                raise
+            except Exception as error:
+                if type(error).__module__.startswith("distributed"):
+                    raise BuildError(
+                        f"the Dask cluster lost a part ({error}); run again, finished parts are kept"
+                    ) from error
+                raise
+            number = numbers.pop(future.key)
+            fill()
+            yield number, result
+
+
+class _Room:
+    """How many tasks may be with the scheduler at a time; follows workers that come and go."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._asked = -math.inf
+        self._tasks = _QUEUED_AT_LEAST
+
+    def tasks(self) -> int:
+        """A few for each thread of the cluster."""
+        now = time.monotonic()
+        if now - self._asked > _ASK_AGAIN_SECONDS:
+            self._asked = now
+            self._tasks = max(_QUEUED_AT_LEAST, _QUEUED_PER_WORKER * sum(self._client.nthreads().values()))
+        return self._tasks
 
 
 def choose_engine(*, workers: int, scheduler: str | None) -> Engine:

@@ -74,7 +74,8 @@ class StatisticsAccumulator:
         self.moment += counts.T @ energy
 
     def _add_forces(self, forces: npt.NDArray[np.float64]) -> None:
-        known = forces[np.isfinite(forces).all(axis=1)]
+        finite = np.isfinite(forces).all(axis=1)
+        known = forces if finite.all() else forces[finite]
         self.force_components += known.size
         self.force_square += float(np.einsum("ij,ij->", known, known))
         if len(known):

@@ -7,11 +7,13 @@ so a run that is killed here finds every file again, and adding raw files later 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,13 +22,13 @@ import numpy.typing as npt
 
 from jmp_data.errors import ShardError
 from jmp_data.schema import Schema
-from jmp_data.shards.atomic import sync_folder, write_atomic
+from jmp_data.shards.atomic import sync_folder, write_atomic, write_atomic_pieces
 from jmp_data.shards.dataset import BLOCKS_FILE, NATOMS_FILE
-from jmp_data.shards.formats import digest, digest_file, metadata_files, stored_name
+from jmp_data.shards.formats import digest_file, metadata_files, stored_name
 from jmp_data.shards.graph_layer import LayerSettings
 from jmp_data.shards.graph_layer import layout as layer_layout
 from jmp_data.shards.layout import Format, Layout
-from jmp_data.shards.manifest import MANIFEST_NAME, DatasetManifest, ShardRecord
+from jmp_data.shards.manifest import MANIFEST_NAME, DatasetManifest, FileDigest, ShardRecord
 from jmp_data.shards.staging import (
     BLOCKS_SIDECAR,
     BUILD_FOLDER,
@@ -118,6 +120,35 @@ def _concatenated(dataset: Path, parts: Sequence[PartRecord], name: str, empty: 
     return np.concatenate(arrays) if arrays else empty
 
 
+def _natoms_pieces(dataset: Path, parts: Sequence[PartRecord]) -> Iterator[bytes]:
+    """`natoms.npy` of the data set, piece by piece: 134 million structures take half a gigabyte."""
+    header = io.BytesIO()
+    structures = sum(shard.structures for part in parts for shard in part.shards)
+    facts = {"descr": "<i4", "fortran_order": False, "shape": (structures,)}
+    np.lib.format.write_array_header_1_0(header, facts)
+    yield header.getvalue()
+    for part in parts:
+        for number in range(len(part.shards)):
+            path = part_folder(dataset, part.key) / str(number) / NATOMS_SIDECAR
+            yield np.load(path, allow_pickle=False).astype("<i4", copy=False).tobytes()
+
+
+def _digest_pieces(pieces: Iterable[bytes]) -> FileDigest:
+    size, sha256 = 0, hashlib.sha256()
+    for piece in pieces:
+        size += len(piece)
+        sha256.update(piece)
+    return FileDigest(size, sha256.hexdigest())
+
+
+def _store_pieces(path: Path, pieces: Callable[[], Iterable[bytes]]) -> FileDigest:
+    """Write a file, unless it holds just this already."""
+    expected = _digest_pieces(pieces())
+    if not path.exists() or digest_file(path) != expected:
+        write_atomic_pieces(path, pieces())
+    return expected
+
+
 def _quarantine_lines(dataset: Path, parts: Sequence[PartRecord]) -> Iterator[bytes]:
     for part in parts:
         path = part_folder(dataset, part.key) / QUARANTINE_FILE
@@ -205,7 +236,6 @@ def assemble(
     place_shards(dataset, placement)
     shards = _final_shards(parts, placement)
     contents = {
-        NATOMS_FILE: npy_bytes(_concatenated(dataset, parts, NATOMS_SIDECAR, np.zeros(0, np.int32))),
         BLOCKS_FILE: npy_bytes(_concatenated(dataset, parts, BLOCKS_SIDECAR, np.zeros((0, 4), np.int64))),
     }
     layer, graph_facts = {}, {}
@@ -220,10 +250,11 @@ def assemble(
     quarantine = b"".join(_quarantine_lines(dataset, [*origins, *parts]))
     if quarantine:
         contents[QUARANTINE_FILE] = quarantine
-    for file_name, payload in contents.items():
-        path = dataset / file_name
-        if not path.exists() or digest_file(path) != digest(payload):
-            write_atomic(path, payload)
+    pieces: dict[str, Callable[[], Iterable[bytes]]] = {
+        NATOMS_FILE: partial(_natoms_pieces, dataset, parts),
+        **{file_name: partial(iter, [payload]) for file_name, payload in contents.items()},
+    }
+    files = {file_name: _store_pieces(dataset / file_name, make) for file_name, make in pieces.items()}
     manifest = DatasetManifest(
         name=name,
         split=split,
@@ -231,12 +262,12 @@ def assemble(
         schema=schema,
         layout=layout,
         shards=shards,
-        files={file_name: digest(payload) for file_name, payload in contents.items()},
+        files=files,
         graphs=graph_facts,
         content_sha256=content_digest(schema, shards),
         **facts,
     )
-    _clear_leftovers(dataset, {part.key for part in (*origins, *parts)}, {MANIFEST_NAME, *placement, *contents})
+    _clear_leftovers(dataset, {part.key for part in (*origins, *parts)}, {MANIFEST_NAME, *placement, *files})
     payload = manifest.to_bytes()
     path = dataset / MANIFEST_NAME
     if not path.exists() or path.read_bytes() != payload:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 
 def write_atomic(path: Path, payload: bytes) -> None:
     """Write a file so that a crash at any moment leaves the old content, the new content or nothing."""
+    write_atomic_pieces(path, [payload])
+
+
+def write_atomic_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    """As `write_atomic`, for content that need not be in memory at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(payload)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

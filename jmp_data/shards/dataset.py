@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from jmp_data.errors import MissingFileError, ShardError
 from jmp_data.schema import Block, Schema, Structure
-from jmp_data.shards.formats import BlockReader, block_reader, digest
+from jmp_data.shards import tar_codec
+from jmp_data.shards.formats import BlockReader, block_reader, digest, stored_name
 from jmp_data.shards.graph_layer import GraphLayer
 from jmp_data.shards.layout import SOURCE_ID
 from jmp_data.shards.manifest import MANIFEST_NAME, DatasetManifest
@@ -156,6 +157,21 @@ class ShardDataset:
         structures, _, offset, nbytes = (int(value) for value in self._blocks[index])
         names = (*self.schema.names, SOURCE_ID) if columns is None else columns
         return self._block_reader().read(shard, block, columns=names, extent=(structures, offset, nbytes))
+
+    def damaged_members(self, index: int) -> list[str]:
+        """What is wrong with one block of a tar, byte by byte; each message names shard, array and block."""
+        _, _, offset, nbytes = (int(value) for value in self._blocks[index])
+        shard, number = self.locate_block(index)
+        name = stored_name("webdataset", self.schema, self.manifest.layout, staged="", shard=shard)
+        where = f"{self.path}: shard {shard} ({name}), block {number}"
+        messages = []
+        for column in (*self.schema.names, SOURCE_ID):
+            try:
+                self.read_block(index, [column])
+            except ShardError as error:
+                messages.append(str(error))
+        payload = self.store.read(name, offset, offset + nbytes)
+        return list(dict.fromkeys(messages + tar_codec.check_block(payload, number, where=where)))
 
     def locate_block(self, index: int) -> tuple[int, int]:
         """Shard of a block, and its number in there."""

@@ -15,7 +15,6 @@ from jmp_data.shards.dataset import BLOCKS_FILE, ShardDataset, open_dataset
 from jmp_data.shards.formats import digest_file
 from jmp_data.shards.graph_layer.layout import BLOCKS_FILE as LAYER_BLOCKS_FILE
 from jmp_data.shards.graph_layer.layout import is_layer_file
-from jmp_data.shards.layout import SOURCE_ID
 from jmp_data.shards.manifest import MANIFEST_NAME, DatasetManifest, FileDigest
 from jmp_data.shards.staging import BUILD_FOLDER
 
@@ -52,16 +51,18 @@ def _damaged_blocks(dataset: ShardDataset, shard: int, file: str) -> list[str]:
     blocks = range(first, first + dataset.manifest.shards[shard].blocks)
     if dataset.graph_layer is not None and is_layer_file(file):
         return dataset.graph_layer.damaged_blocks(blocks, file)
-    array = file.split("/")[0]
-    names = (*dataset.schema.names, SOURCE_ID) if dataset.manifest.format == "webdataset" else (array,)
-    columns = [name for name in names if name != "natoms"]
-    messages = []
-    for block in blocks:
-        try:
-            dataset.read_block(block, columns)
-        except ShardError as error:
-            messages.append(str(error))
-    return messages
+    if dataset.manifest.format == "webdataset":
+        return [message for block in blocks for message in dataset.damaged_members(block)]
+    columns = [name for name in [file.split("/")[0]] if name != "natoms"]
+    return [str(error) for block in blocks if (error := _read_error(dataset, block, columns)) is not None]
+
+
+def _read_error(dataset: ShardDataset, block: int, columns: list[str]) -> ShardError | None:
+    try:
+        dataset.read_block(block, columns)
+    except ShardError as error:
+        return error
+    return None
 
 
 def _check_shard(dataset: ShardDataset, root: Path, number: int) -> Iterator[Damage]:
@@ -71,7 +72,8 @@ def _check_shard(dataset: ShardDataset, root: Path, number: int) -> Iterator[Dam
             continue
         messages = _damaged_blocks(dataset, number, name) if (root / name).is_file() else []
         array = "/".join(name.split("/")[: 2 if is_layer_file(name) else 1])
-        located = messages or [f"{root}: shard {number}, array {array}, file {name}: {problem}"]
+        blocks = f"blocks 0 to {dataset.manifest.shards[number].blocks - 1}"
+        located = messages or [f"{root}: shard {number}, array {array}, {blocks}, file {name}: {problem}"]
         for message in located:
             yield Damage(name, number, message)
 

@@ -25,12 +25,15 @@ END_OF_ARCHIVE = b"\0" * (2 * _RECORD)
 CHECKSUMS = "checksums.json"
 
 
-def _member(name: str, payload: bytes) -> bytes:
+def _header(name: str, size: int) -> bytes:
     info = tarfile.TarInfo(name)
-    info.size = len(payload)
+    info.size = size
     info.mode = 0o644
-    padding = -len(payload) % _RECORD
-    return info.tobuf(tarfile.USTAR_FORMAT) + payload + b"\0" * padding
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def _member(name: str, payload: bytes) -> bytes:
+    return _header(name, len(payload)) + payload + b"\0" * (-len(payload) % _RECORD)
 
 
 def _npy(array: npt.NDArray[Any]) -> bytes:
@@ -62,6 +65,37 @@ def _iter_members(block: bytes, where: str) -> dict[str, memoryview]:
         members[name.partition(".")[2]] = view[start : start + size]
         offset = start + size + (-size % _RECORD)
     return members
+
+
+def check_block(block: bytes, number: int, *, where: str) -> list[str]:
+    """What is wrong with the bytes of one block that no checksum of an array covers: tar headers and padding.
+
+    Args:
+        block: its byte range.
+        number: of the block in its shard.
+        where: names shard and block in messages.
+
+    Returns:
+        A message for each damaged member, naming the array.
+    """
+    messages, offset = [], 0
+    while offset < len(block):
+        header = block[offset : offset + _RECORD]
+        try:
+            info = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+        except (tarfile.HeaderError, UnicodeDecodeError):
+            messages.append(f"{where}: tar header at byte {offset} is damaged")
+            break
+        end = offset + _RECORD + info.size
+        stop = end + (-info.size % _RECORD)
+        array = info.name.partition(".")[2].removesuffix(".npy")
+        # Headers are written by one rule from name and size; any other byte in them was not.
+        if header != _header(info.name, info.size) or not info.name.startswith(f"{number:06d}."):
+            messages.append(f"{where}: array {array}: tar header is damaged")
+        if block[end:stop].strip(b"\0") or stop > len(block):
+            messages.append(f"{where}: array {array}: padding is damaged")
+        offset = stop
+    return messages
 
 
 def decode_block(

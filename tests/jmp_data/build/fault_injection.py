@@ -141,20 +141,18 @@ class DaskCluster:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._generation = 0
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._file = folder
+        self._scheduler: subprocess.Popen[bytes] | None = None
+        self._workers: subprocess.Popen[bytes] | None = None
 
     def address(self) -> str:
-        """Address of a scheduler that is alive and has workers."""
-        if not self._processes or any(process.poll() is not None for process in self._processes):
+        """Address of a scheduler that is alive."""
+        if self._scheduler is None or self._scheduler.poll() is not None:
             self.kill()
             self._generation += 1
-            file = self._folder / f"scheduler-{self._generation}.json"
-            options = ("--scheduler-file", str(file), "--no-dashboard")
-            self._processes = [
-                _start("-m", "distributed.cli.dask_scheduler", "--port", "0", *options),
-                _start("-m", "distributed.cli.dask_worker", "--nworkers", "2", "--nthreads", "1", *options),
-            ]
-            self._file = file
+            self._file = self._folder / f"scheduler-{self._generation}.json"
+            self._scheduler = self._start("scheduler", "--port", "0", "--host", "127.0.0.1")
+        self.replace_workers()
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError, ValueError):
@@ -162,18 +160,30 @@ class DaskCluster:
             time.sleep(0.1)
         raise AssertionError("no Dask scheduler came up")
 
+    def replace_workers(self) -> None:
+        """Start workers if there are none, as a queue would."""
+        if self._workers is None or self._workers.poll() is not None:
+            self._workers = self._start("worker", "--nworkers", "2", "--nthreads", "1")
+
+    def _start(self, what: str, *options: str) -> subprocess.Popen[bytes]:
+        command = ("-m", f"distributed.cli.dask_{what}", "--scheduler-file", str(self._file), "--no-dashboard")
+        return _start(*command, *options)
+
     def victims(self) -> list[tuple[str, psutil.Process]]:
         """What there is to kill."""
-        scheduler, nanny = (psutil.Process(process.pid) for process in self._processes)
-        workers = [nanny, *nanny.children(recursive=True)]
-        return [("scheduler", scheduler), *(("worker", worker) for worker in workers)]
+        assert self._scheduler is not None
+        assert self._workers is not None
+        nannies = psutil.Process(self._workers.pid)
+        workers = [nannies, *nannies.children(recursive=True)]
+        return [("scheduler", psutil.Process(self._scheduler.pid)), *(("worker", worker) for worker in workers)]
 
     def kill(self) -> None:
         """Kill all of it."""
-        for process in self._processes:
-            _kill_group(process.pid)
-            process.wait()
-        self._processes = []
+        for process in (self._scheduler, self._workers):
+            if process is not None:
+                _kill_group(process.pid)
+                process.wait()
+        self._scheduler = self._workers = None
 
 
 def _kill_group(pid: int) -> None:
@@ -202,13 +212,17 @@ def kill_something(process: subprocess.Popen[bytes], cluster: DaskCluster | None
     return label
 
 
-def _wait(process: subprocess.Popen[bytes], orphans: list[int], seconds: float = 120) -> int:
+def _wait(process: subprocess.Popen[bytes], cluster: DaskCluster | None, orphans: list[int]) -> int:
     """Exit code; a program that does not end at all is a failure of its own."""
+    deadline = time.monotonic() + 120
     try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(0.5)
+            if cluster:
+                cluster.replace_workers()
         _kill_group(process.pid)
-        raise AssertionError("the build hangs after a kill") from None
+        raise AssertionError("the build hangs after a kill")
     finally:
         for pid in orphans:  # left over from the start before; they have been at work beside this one
             _kill_group(pid)
@@ -243,7 +257,7 @@ def _run_under_fire(
             time.sleep(rng.uniform(0.0, longest))
             what = kill_something(process, cluster, rng) if process.poll() is None else None
             log.kills.update([what] if what else [])
-        code, orphans = _wait(process, orphans), [process.pid]
+        code, orphans = _wait(process, cluster, orphans), [process.pid]
         message = errors.read_text(errors="replace")
         if code == 0:
             log.finished += 1

@@ -143,6 +143,24 @@ def test_added_raw_files_convert_only_what_is_new(tmp_path: Path, monkeypatch: p
     assert tree(tmp_path / "fresh") == tree(tmp_path / "grown")
 
 
+def test_a_larger_training_set_leaves_everything_else_untouched(tmp_path: Path) -> None:
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw_archives.write_oc20(raw)
+    raw_archives.write_ani1x(raw)
+    sources = ["oc20", "ani1x"]
+    build(raw, out, sources)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and ".build" not in path.parts}
+    raw_archives.demo.write_oc20_split(raw, "s2ef_train_2M", raw_archives.random_frames(9, 40), frames_per_file=5)
+    train = next(done for done in build(raw, out, sources) if done.dataset == out / "oc20" / "train")
+    assert train.manifest.num_structures == 40
+    assert "train_2M" in train.manifest.provenance["notes"][0]
+    kept = [path for path in before if train.dataset not in path.parents]
+    assert len(kept) > 20
+    assert all(path.stat().st_mtime_ns == before[path] for path in kept)
+    build(raw, tmp_path / "fresh", sources)
+    assert tree(out) == tree(tmp_path / "fresh")
+
+
 def test_a_changed_raw_file_is_noticed_even_at_the_same_size(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     raw.mkdir()
