@@ -65,6 +65,15 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     (out if out.is_terminal else Console(width=160, soft_wrap=True)).print(table)
 
 
+def print_findings(findings: Sequence[str], *, as_json: bool) -> None:
+    """Lines for people, or one JSON object."""
+    if as_json:
+        print_json({"findings": list(findings)})
+        return
+    for line in findings:
+        out.print(line, markup=False)
+
+
 def print_facts(facts: Mapping[str, object]) -> None:
     """Aligned name: value lines."""
     width = max(map(len, facts), default=0)

@@ -80,6 +80,8 @@ class StopSettings(_Section):
     min_delta: float = Field(default=1.0e-8, ge=0.0)
     min_lr: float = Field(default=1.0e-8, ge=0.0)
     """Stop when the largest rate of all groups falls below."""
+    max_hours: float | None = Field(default=168.0, gt=0.0)
+    """End training after this time, over all resumptions, and evaluate; hardware.max_hours only interrupts."""
 
 
 class FinetuneConfig(_Section):
@@ -107,7 +109,7 @@ class FinetuneConfig(_Section):
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
     stop: StopSettings = Field(default_factory=StopSettings)
-    hardware: HardwareSettings = Field(default_factory=lambda: HardwareSettings(max_hours=168.0))
+    hardware: HardwareSettings = Field(default_factory=HardwareSettings)
     report: bool = True
     """Draw parity plots and learning curves, list worst structures."""
 

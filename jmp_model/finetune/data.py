@@ -8,15 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from ase.data import atomic_numbers, chemical_symbols
 
 from jmp_data import Mixture, ShardDataset, StreamLoader, open_dataset
 from jmp_data.errors import ManifestError, MissingFileError
 from jmp_data.graphs import GRAPH_NAMES, GraphSettings, batch_four_graphs
 from jmp_data.mixture import Subset
-from jmp_model.finetune.config import DataSettings, FinetuneConfig
+from jmp_model.finetune.config import DataSettings
 from jmp_model.finetune.tasks import GraphSpec, TaskSpec
-from jmp_model.train.checkpoint import Checkpoint
 
 SplitName = Literal["train", "val", "test"]
 
@@ -95,26 +93,6 @@ def check_columns(task: TaskSpec, dataset: ShardDataset) -> None:
                     f"{task.name}: target {name} ({target.kind}) needs one value per {wanted}, but column "
                     f"{column} of {dataset.path} has one per {level}"
                 )
-
-
-def check_elements(config: FinetuneConfig, train: ShardDataset, checkpoint: Checkpoint) -> None:
-    """Refuse elements that pre-training never saw, unless the recipe says to train them.
-
-    A checkpoint without references, such as an imported one, cannot tell what it saw; nothing is refused then.
-
-    Raises:
-        ManifestError: names the elements.
-    """
-    known = {z for normalizer in checkpoint.normalizers for z in normalizer.reference}
-    known |= set(checkpoint.extra.get("elements", []))
-    present = {atomic_numbers[symbol] for symbol in train.manifest.statistics.get("elements", {})}
-    unseen = sorted(present - known)
-    if known and unseen and config.new_elements == "refuse":
-        raise ManifestError(
-            f"{config.task.name}: {', '.join(chemical_symbols[z] for z in unseen)} in {train.path} did not occur "
-            "in the pre-training data of the checkpoint, so their embeddings are untrained; "
-            "new_elements=train trains them"
-        )
 
 
 def stream(

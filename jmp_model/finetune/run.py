@@ -11,8 +11,9 @@ from lightning_fabric import Fabric
 
 from jmp_data import StreamLoader
 from jmp_data.errors import ManifestError
+from jmp_model.finetune.checks import check_data, check_elements
 from jmp_model.finetune.config import FinetuneConfig
-from jmp_model.finetune.data import Splits, check_elements, open_splits, stream, with_graphs
+from jmp_model.finetune.data import Splits, stream, with_graphs
 from jmp_model.finetune.groups import LayerGroup, layer_groups
 from jmp_model.finetune.model import KIND, build_model, freeze, keep_heads, load_pretrained, restore_model
 from jmp_model.finetune.objective import Objective
@@ -45,6 +46,7 @@ class Run:
         plateau, early_stop: what follows the validations.
         total_steps: at which the run ends at the latest.
         start: steps done before this run.
+        seconds_before: time that those took.
     """
 
     config: FinetuneConfig
@@ -59,6 +61,7 @@ class Run:
     early_stop: EarlyStop
     total_steps: int
     start: int = 0
+    seconds_before: float = 0.0
 
     @property
     def module(self) -> FineTuningModel:
@@ -70,7 +73,7 @@ class Run:
         """Rate of each group at a step."""
         return [schedule(step) * self.plateau.scale for schedule in self.schedules]
 
-    def checkpoint(self, steps_done: int, *, with_optimizer: bool) -> Checkpoint:
+    def checkpoint(self, steps_done: int, seconds: float, *, with_optimizer: bool) -> Checkpoint:
         """Gather what a checkpoint holds; collective."""
         parameters = dict(self.module.named_parameters())
         average = {} if self.step.average is None else self.step.average.average
@@ -95,6 +98,7 @@ class Run:
                 "elements": _elements(self.splits),
                 "plateau": self.plateau.state_dict(),
                 "early_stop": self.early_stop.state_dict(),
+                "seconds": seconds,
                 "precision": self.fabric.strategy.precision.state_dict(),
             },
         )
@@ -108,7 +112,7 @@ def prepare(config: FinetuneConfig, fabric: Fabric, *, resume: Checkpoint | None
         CheckpointError: the checkpoint does not fit.
     """
     task = config.task
-    splits = open_splits(task, config.data, config.fold)
+    splits = check_data(config)
     start = None if config.start is None or resume is not None else _read_start(config.start)
     if start is not None:
         check_elements(config, splits.train, start)
@@ -270,7 +274,7 @@ def _restore(run: Run, checkpoint: Checkpoint) -> None:
     run.plateau.load_state_dict(checkpoint.extra["plateau"])
     run.early_stop.load_state_dict(checkpoint.extra["early_stop"])
     run.fabric.strategy.precision.load_state_dict(dict(checkpoint.extra.get("precision", {})))
-    run.start = checkpoint.step
+    run.start, run.seconds_before = checkpoint.step, float(checkpoint.extra["seconds"])
 
 
 def _elements(splits: Splits) -> list[int]:
