@@ -12,7 +12,7 @@ import typer
 
 from jmp_data.errors import ManifestError
 
-from .console import err, out, print_findings, print_json, print_table, progress
+from .console import err, is_first_process, out, print_findings, print_json, print_table, progress
 
 if TYPE_CHECKING:
     from jmp_model.finetune.config import FinetuneConfig
@@ -114,8 +114,9 @@ def finetune(
         if data and results and results[-1].finished:
             from jmp_model.finetune.own_data import usage_hint
 
-            err.print(usage_hint(results[-1].out), markup=False)
-    _print(config, results, as_json=as_json)
+            watcher.message(usage_hint(results[-1].out))
+    if is_first_process():
+        _print(config, results, as_json=as_json)
 
 
 def _refuse_what_does_not_go_together(task: str | None, data: list[Path] | None, **given: Any) -> None:
@@ -217,7 +218,8 @@ def _watching() -> Iterator[FinetuneWatcher]:
 
         class ConsoleWatcher:
             def message(self, text: str) -> None:
-                err.print(text, markup=False)
+                if is_first_process():
+                    err.print(text, markup=False)
 
             def step_done(self, report: StepReport, total_steps: int) -> None:
                 advance(1, f"of at most {total_steps}, loss {report.loss:.4f}")

@@ -12,7 +12,7 @@ import typer
 from jmp_data.errors import ManifestError
 
 from . import model_finetune
-from .console import err, out, print_findings, print_json, print_table, progress
+from .console import err, is_first_process, out, print_findings, print_json, print_table, progress
 
 if TYPE_CHECKING:
     from jmp_model.train.progress import TaskErrors, Watcher
@@ -112,6 +112,8 @@ def pretrain(
     )
     with _watching() as watcher:
         result = run_pretraining(config, resume=resume, watcher=watcher)
+    if not is_first_process():
+        return
     if as_json:
         print_json(
             {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 
 from jmp_data import ShardDataset, open_dataset
 from jmp_data.build import BuildSettings, choose_engine, plan_build, run_build
+from jmp_data.build.lock import TargetLockedError
 from jmp_data.errors import ManifestError, MissingFileError
 from jmp_data.own_data import build_files
 from jmp_model.finetune.tasks import Forces, TaskSpec
@@ -102,7 +105,7 @@ def prepare_own_data(
     for file in files:
         if not file.exists():
             raise MissingFileError(f"{file}: no such file")
-    built = _build(files, folder, report, declared)
+    built = _build_in_turn(files, folder, report, declared)
     splits = {path.name: str(path) for path in built}
     lacking = [name for name in ("train", "val") if name not in splits]
     if lacking:
@@ -112,6 +115,19 @@ def prepare_own_data(
     if report is not None:
         _report_set_aside(built, report)
     return {name: path for name, path in splits.items() if name in ("train", "val", "test")}
+
+
+def _build_in_turn(
+    files: Sequence[Path], folder: Path, report: Callable[[str], None] | None, declared: Mapping[str, Any]
+) -> list[Path]:
+    """Every rank of a run asks for the same data sets: the first builds them, the others find them built."""
+    while True:
+        try:
+            return _build(files, folder, report, declared)
+        except TargetLockedError:
+            if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+                raise
+            time.sleep(0.5)
 
 
 def _build(
