@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -151,9 +152,11 @@ def _new(width: float, height: float) -> tuple[Figure, Axes]:
 def _svg(figure: Figure, title: str) -> Markup:
     with mpl.rc_context(_STYLE):
         buffer = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None}, dpi=170)
+        FigureCanvasSVG(figure)
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, dpi=170)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
     for written, shown in _OF_PAGE.items():
         text = text.replace(written, shown)
     # The page chooses fonts and width; white behind the axes would shine in the dark.

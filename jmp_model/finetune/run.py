@@ -23,6 +23,7 @@ from jmp_model.finetune.step import FineTuneStep
 from jmp_model.finetune.tasks import TaskSpec
 from jmp_model.finetune.watcher import FinetuneWatcher
 from jmp_model.gemnet_oc.scaling import fit_scale_factors, scale_factors, unfitted_scales
+from jmp_model.heads.force_scale import ForceScale
 from jmp_model.model import FineTuningModel, shared_basis_divisors
 from jmp_model.presets import preset
 from jmp_model.train.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors
@@ -100,6 +101,7 @@ class Run:
                 "early_stop": self.early_stop.state_dict(),
                 "seconds": seconds,
                 "precision": self.fabric.strategy.precision.state_dict(),
+                "force_scale": None if self.module.force_scale is None else self.module.force_scale.state_dict(),
             },
         )
 
@@ -241,6 +243,8 @@ def _build_step(
     config: FinetuneConfig, fabric: Fabric, module: FineTuningModel, groups: list[LayerGroup], objective: Objective
 ) -> FineTuneStep:
     o = config.optimizer
+    if module.forces_from_gradient and getattr(fabric.strategy.precision, "scaler", None) is not None:
+        module.force_scale = ForceScale()
     forward = fabric.setup_module(torch.compile(module, dynamic=True) if config.hardware.compile else module)
     parameters = dict(module.named_parameters())
     optimizer = torch.optim.AdamW(
@@ -274,6 +278,8 @@ def _restore(run: Run, checkpoint: Checkpoint) -> None:
     run.plateau.load_state_dict(checkpoint.extra["plateau"])
     run.early_stop.load_state_dict(checkpoint.extra["early_stop"])
     run.fabric.strategy.precision.load_state_dict(dict(checkpoint.extra.get("precision", {})))
+    if run.module.force_scale is not None and checkpoint.extra.get("force_scale"):
+        run.module.force_scale.load_state_dict(checkpoint.extra["force_scale"])
     run.start, run.seconds_before = checkpoint.step, float(checkpoint.extra["seconds"])
 
 

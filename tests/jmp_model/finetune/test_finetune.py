@@ -13,15 +13,18 @@ import torch
 
 from jmp_data import open_dataset
 from jmp_data.errors import CheckpointError, ManifestError
+from jmp_model.finetune import trainer
 from jmp_model.finetune.config import load_finetune_config
 from jmp_model.finetune.data import attach, stream
 from jmp_model.finetune.model import build_model, keep_heads, load_pretrained, restore_model
 from jmp_model.finetune.objective import Objective
+from jmp_model.finetune.replay import replay
 from jmp_model.finetune.trainer import finetune
 from jmp_model.finetune.watcher import SilentFinetuneWatcher
 from jmp_model.model import PretrainingModel
 from jmp_model.train.checkpoint import read_checkpoint
 from jmp_model.train.metrics_log import read_rows
+from jmp_model.train.step import NonFiniteError
 from tests.jmp_model.finetune.small_tasks import force_task, labelled_molecules, scalar_task, small_config
 
 
@@ -175,6 +178,38 @@ def test_seeds_differ_and_repeat(root: Path, tmp_path: Path) -> None:
         for index, seed in enumerate((1, 1, 2))
     ]
     assert results[0] == results[1] != results[2]
+
+
+def test_time_used_up_ends_with_an_evaluation(root: Path, tmp_path: Path) -> None:
+    result = finetune(small_config(scalar_task(), root, tmp_path / "run", "stop.max_hours=1.0e-9", steps=100))
+    assert result.stopped == "trained for 1e-09 hours"
+    assert result.finished
+    assert result.test.keys() == {"gap", "loss"}
+
+
+@pytest.mark.parametrize("task", [force_task(), scalar_task()], ids=["forces", "gap"])
+def test_nonfinite_loss_names_the_structures_and_can_be_replayed(root: Path, tmp_path: Path, monkeypatch, task) -> None:
+    original = trainer.attach
+    calls = []
+
+    def poisoned(batch, graph):
+        calls.append(1)
+        if len(calls) == 2:
+            batch[task.column(task.primary)].view(-1)[0] = float("inf")
+        return original(batch, graph)
+
+    config = small_config(task, root, tmp_path / "run", steps=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "attach", poisoned)
+        with pytest.raises(NonFiniteError, match=r"step 1: the loss is (inf|nan).*small\[\d+\] molecule") as caught:
+            finetune(config)
+    folder = config.out / "nonfinite" / "step-00000001"
+    assert f"--replay {folder}" in str(caught.value)
+    findings = replay(folder)
+    assert any(f"target {task.primary} is not finite" in line for line in findings)
+    assert any("gradient" in line for line in findings)
+    with pytest.raises(CheckpointError, match="no stored batch"):
+        replay(config.out)
 
 
 class TestBadConfigurations:
