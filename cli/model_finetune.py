@@ -166,7 +166,7 @@ def _configure(
     if resume and (out / CONFIG_FILE).exists():
         return load_finetune_config(resume=True, out=out, recipe=recipe, overrides=overrides, **values)
     spec = None if task is None else find_task(task)
-    if spec is not None and forces is not None and not data:
+    if spec is not None and forces is not None:
         spec = spec.with_forces(forces)
     if data:
         return configure_files(

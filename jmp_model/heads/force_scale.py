@@ -1,5 +1,7 @@
-"""Gradient forces in half precision: the energy is scaled up before it is differentiated, so that small gradients do not
-vanish, and down again where large ones overflow.
+"""Gradient forces in half precision.
+
+The energy is scaled up before it is differentiated, so that small gradients do not vanish, and down again where large
+ones overflow.
 """
 
 from __future__ import annotations
