@@ -128,5 +128,6 @@ def _as_json(row: ResultRow) -> dict[str, Any]:
         "mean": row.mean,
         "spread": row.spread if len(runs) > 1 else None,
         "runs": runs,
+        "compared": {model: row.compared(model) for model in ("JMP-S", "JMP-L", "scratch-S", "scratch-L")},
         "published": None if row.published is None else row.published.model_dump(),
     }

@@ -60,6 +60,9 @@ def finetune(
         typer.Option(help="How forces are made. Default: as the task says; with --data the gradient of the energy."),
     ] = None,
     keep_heads: Annotated[str | None, typer.Option(help="Keep the heads of this pre-training task.")] = None,
+    refit_references: Annotated[
+        bool, typer.Option("--refit-references", help="Fit element references to the training split.")
+    ] = False,
     freeze: Annotated[
         list[str] | None, typer.Option(help="Leave parameters as they are: backbone, embedding, ...; repeat.")
     ] = None,
@@ -92,6 +95,7 @@ def finetune(
         "fold": fold,
         "seed": seed,
         "keep_heads": keep_heads,
+        "refit_references": refit_references or None,
         "freeze": tuple(freeze) if freeze else None,
         "new_elements": new_elements,
     }

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from ase.data import atomic_numbers, chemical_symbols
 
 from jmp_data import ShardDataset
 from jmp_data.errors import ManifestError
 from jmp_model.finetune.config import FinetuneConfig
 from jmp_model.finetune.data import Splits, open_splits
+from jmp_model.finetune.groups import layer_groups
+from jmp_model.finetune.model import build_model, freeze
 from jmp_model.finetune.tasks import TaskSpec
+from jmp_model.gemnet_oc.config import GemNetOCConfig
+from jmp_model.presets import preset
 from jmp_model.train.checkpoint import Checkpoint
 from jmp_model.train.config import HardwareSettings
 
@@ -81,6 +86,33 @@ def check_elements(config: FinetuneConfig, train: ShardDataset, checkpoint: Chec
             f"{config.task.name}: {_symbols(unseen)} in {train.path} did not occur in the pre-training data of the "
             "checkpoint, so their embeddings are untrained; --new-elements train trains them"
         )
+
+
+def new_backbone(config: FinetuneConfig) -> GemNetOCConfig:
+    """Backbone of a model that is trained from scratch.
+
+    Raises:
+        ManifestError: `model_changes` names a field that it does not have.
+    """
+    try:
+        return preset(config.model, **config.model_changes)
+    except (TypeError, ValueError) as error:
+        raise ManifestError(f"model_changes: {error}") from error
+
+
+def check_parameters(config: FinetuneConfig, start: Checkpoint | None) -> None:
+    """Apply what a run says about parameters to a model without memory: is there anything of that name?
+
+    Raises:
+        ManifestError: names the setting and what it names in vain.
+    """
+    if start is None and config.keep_heads is not None:
+        raise ManifestError("keep_heads needs a checkpoint to keep them from: give start (--from)")
+    backbone = new_backbone(config) if start is None else start.backbone
+    with torch.device("meta"):
+        module = build_model(config.task, backbone, kept_heads=config.keep_heads is not None)
+    freeze(module, config.freeze)
+    layer_groups(module, config.optimizer.layer_rates, num_blocks=backbone.num_blocks)
 
 
 def _symbols(numbers: list[int]) -> str:

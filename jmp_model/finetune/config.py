@@ -96,6 +96,9 @@ class FinetuneConfig(_Section):
     model_changes: dict[str, Any] = Field(default_factory=dict)
     keep_heads: str | None = None
     """Pre-training task whose energy head (and force head, for direct forces) is kept instead of made anew."""
+    refit_references: bool = False
+    """Fit element references on the training split: instead of those that a task gives, or, for kept heads, of what
+    these leave unexplained."""
     freeze: tuple[str, ...] = ()
     """Beginnings of parameter names that stay as they are, such as backbone or embedding."""
     new_elements: Literal["refuse", "train"] = "refuse"

@@ -13,6 +13,7 @@ import torch
 from jmp_data import ShardDataset
 from jmp_model.finetune.data import stream, with_graphs
 from jmp_model.finetune.objective import Objective
+from jmp_model.finetune.scales import count_elements
 from jmp_model.finetune.tasks import TargetSpec
 from jmp_model.model import FineTuningModel
 
@@ -44,6 +45,10 @@ class SplitPredictions:
     def relative(self, values: Array, name: str) -> Array:
         """Values of a target, (n,) or (N, 3), without their element references."""
         return values - self.reference[name] if name in self.reference else values
+
+    def element_counts(self) -> Array:
+        """(n, elements) how many atoms of each element each structure has."""
+        return count_elements(self.atomic_numbers, self.natoms)
 
     @property
     def structure_of_atom(self) -> Array:

@@ -11,21 +11,18 @@ from lightning_fabric import Fabric
 
 from jmp_data import StreamLoader
 from jmp_data.errors import ManifestError
-from jmp_model.finetune.checks import check_data, check_elements
+from jmp_model.finetune.checks import check_data, check_elements, check_parameters
 from jmp_model.finetune.config import FinetuneConfig
-from jmp_model.finetune.data import Splits, stream, with_graphs
+from jmp_model.finetune.data import Splits, stream
 from jmp_model.finetune.groups import LayerGroup, layer_groups
-from jmp_model.finetune.model import KIND, build_model, freeze, keep_heads, load_pretrained, restore_model
+from jmp_model.finetune.model import KIND, freeze
 from jmp_model.finetune.objective import Objective
-from jmp_model.finetune.scales import TargetScale, resolve_scales
+from jmp_model.finetune.prepare_model import prepare_model
 from jmp_model.finetune.schedule import EarlyStop, GroupSchedule, Plateau, group_schedule, total_steps
 from jmp_model.finetune.step import FineTuneStep
-from jmp_model.finetune.tasks import TaskSpec
 from jmp_model.finetune.watcher import FinetuneWatcher
-from jmp_model.gemnet_oc.scaling import fit_scale_factors, scale_factors, unfitted_scales
 from jmp_model.heads.force_scale import ForceScale
 from jmp_model.model import FineTuningModel, shared_basis_divisors
-from jmp_model.presets import preset
 from jmp_model.train.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors
 from jmp_model.train.ema import WeightAverage
 from jmp_model.train.sharding import whole
@@ -118,9 +115,11 @@ def prepare(config: FinetuneConfig, fabric: Fabric, *, resume: Checkpoint | None
     start = None if config.start is None or resume is not None else _read_start(config.start)
     if start is not None:
         check_elements(config, splits.train, start)
+    if resume is None:
+        check_parameters(config, start)
     train = _training_stream(config, splits, fabric)
     torch.manual_seed(config.seed)
-    module, scales = _build(config, splits, start, resume, watcher, fabric)
+    module, scales = prepare_model(config, splits, start, resume, watcher, fabric)
     frozen = freeze(module, config.freeze)
     if frozen:
         watcher.message(f"{len(frozen)} parameters stay as they are")
@@ -184,59 +183,6 @@ def _training_stream(config: FinetuneConfig, splits: Splits, fabric: Fabric) -> 
         world_size=fabric.world_size,
         num_workers=config.data.num_workers,
     )
-
-
-def _build(
-    config: FinetuneConfig,
-    splits: Splits,
-    start: Checkpoint | None,
-    resume: Checkpoint | None,
-    watcher: FinetuneWatcher,
-    fabric: Fabric,
-) -> tuple[FineTuningModel, dict[str, TargetScale]]:
-    task, kept = config.task, config.keep_heads is not None
-    if resume is not None:
-        return restore_model(resume, str(config.out))
-    if start is not None:
-        module = build_model(task, start.backbone, kept_heads=kept)
-        load_pretrained(module, start, str(config.start))
-    else:
-        if kept:
-            raise ManifestError("keep_heads needs a checkpoint to keep them from: give start")
-        module = build_model(task, preset(config.model, **config.model_changes))
-    scales = resolve_scales(_without_fits(task) if kept else task, config.fold, splits.train)
-    if start is not None and config.keep_heads is not None:
-        scales |= keep_heads(module, task, start, config.keep_heads, str(config.start))
-    if unfitted_scales(module):
-        _fit_scale_factors(module, config, splits, fabric)
-        count = sum(1 for _ in scale_factors(module))
-        watcher.message(f"Fitted {count} scale factors on {config.scale_batches} training batches")
-    return module, scales
-
-
-def _without_fits(task: TaskSpec) -> TaskSpec:
-    """Kept heads bring their scales; do not fit them first."""
-    changes = {"mean": 0.0, "std": 1.0, "references": None}
-    targets = {
-        name: target.model_copy(update=changes) if target.kind in ("energy", "forces") else target
-        for name, target in task.targets.items()
-    }
-    return task.model_copy(update={"targets": targets})
-
-
-def _fit_scale_factors(module: FineTuningModel, config: FinetuneConfig, splits: Splits, fabric: Fabric) -> None:
-    batches = stream(
-        splits.train,
-        config.task,
-        batch_size=config.batch_size,
-        first=config.data.train_first,
-        shuffle=True,
-        seed=config.seed,
-    )
-    limited = zip(with_graphs(batches, config.task.graph), range(config.scale_batches), strict=False)
-    fitted = fabric.broadcast(fit_scale_factors(module, [batch.clone() for batch, _ in limited]))
-    for name, factor in scale_factors(module):
-        factor.set(fitted[name])
 
 
 def _build_step(

@@ -180,6 +180,23 @@ def test_seeds_differ_and_repeat(root: Path, tmp_path: Path) -> None:
     assert results[0] == results[1] != results[2]
 
 
+def test_references_of_kept_heads_can_be_refitted(root: Path, pretrained: Path, tmp_path: Path) -> None:
+    """Energies of another zero: forces stay those of the checkpoint, energies lose the offset."""
+    found = {}
+    for refit in (False, True):
+        said: list[str] = []
+        watcher = SilentFinetuneWatcher()
+        watcher.message = said.append  # type: ignore[method-assign]
+        config = small_config(
+            force_task("direct"), root, tmp_path / str(refit), start=pretrained, keep_heads="molecules", steps=1,
+            refit_references=refit,
+        )  # fmt: skip
+        found[refit] = finetune(config, watcher=watcher).before
+        assert any("--refit-references" in line for line in said) is not refit
+    assert found[True]["forces"] == pytest.approx(found[False]["forces"], rel=1e-6)
+    assert found[True]["energy"] < 0.01 * found[False]["energy"]
+
+
 def test_time_used_up_ends_with_an_evaluation(root: Path, tmp_path: Path) -> None:
     result = finetune(small_config(scalar_task(), root, tmp_path / "run", "stop.max_hours=1.0e-9", steps=100))
     assert result.stopped == "trained for 1e-09 hours"
