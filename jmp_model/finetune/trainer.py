@@ -31,6 +31,7 @@ from jmp_model.train.checkpoint import (
 from jmp_model.train.config import CONFIG_FILE, save_config
 from jmp_model.train.data import split_batch
 from jmp_model.train.distributed import build_fabric
+from jmp_model.train.memory import memory_hint
 from jmp_model.train.metrics_log import MetricsLog, read_rows
 from jmp_model.train.nonfinite import add_findings, nonfinite_folder, save_batch
 from jmp_model.train.setup import refuse_changed_settings
@@ -108,20 +109,31 @@ class _Loop:
 
     def train(self) -> None:
         """Train until the schedule ends, patience is used up, or told to stop."""
+        run = self.run
         if self.done == 0:
             self.validate()
         while not self._ended():
-            for batch in self.run.train:
+            epoch_began = time.perf_counter()
+            for batch in run.train:
                 self._step(batch)
-                if self.done >= self.run.total_steps or self._out_of_time():
+                if self.done >= run.total_steps or self._out_of_time():
                     break
             interrupted = bool(self.stop.reason)
             if not interrupted:
                 self.validate()
+                if self.done == len(run.train):
+                    self._tell_duration(time.perf_counter() - epoch_began)
             self.save()
             if interrupted:
                 self.reason = self.stop.reason
                 return
+
+    def _tell_duration(self, seconds: float) -> None:
+        cosine = self.run.schedules[0].cosine_steps / len(self.run.train)
+        self.watcher.message(
+            f"One epoch takes {_duration(seconds)}: the cosine ends after {_duration(cosine * seconds)}, then training "
+            "goes on while it helps"
+        )
 
     def _out_of_time(self) -> bool:
         fabric = self.run.fabric
@@ -147,7 +159,8 @@ class _Loop:
             MicroBatch(run.fabric.to_device(part), run.objective.targets(part).to(device)) for part in parts
         ]
         try:
-            report = run.step(self.done, micro_batches, run.rates(self.done))
+            with memory_hint(self.done, structures=run.config.batch_size, micro_batches=run.config.data.micro_batches):
+                report = run.step(self.done, micro_batches, run.rates(self.done))
         except NonFiniteError as error:
             self._keep_nonfinite(error, micro_batches)
             raise
@@ -272,3 +285,9 @@ class _Loop:
             device=run.fabric.device,
         )
         write_report(run.config.out, run.config.task, predictions, dataset, report_context(result, run, dataset))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100.0:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60.0:.0f} min" if seconds < 6000.0 else f"{seconds / 3600.0:.1f} h"

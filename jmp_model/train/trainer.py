@@ -23,6 +23,7 @@ from jmp_model.train.checkpoint import (
 from jmp_model.train.config import CONFIG_FILE, PretrainConfig, save_config
 from jmp_model.train.data import split_batch
 from jmp_model.train.distributed import build_fabric
+from jmp_model.train.memory import memory_hint
 from jmp_model.train.metrics import TaskSums
 from jmp_model.train.metrics_log import MetricsLog, read_rows
 from jmp_model.train.nonfinite import add_findings, nonfinite_folder, save_batch
@@ -120,8 +121,10 @@ class _Loop:
         return [MicroBatch(run.fabric.to_device(part), run.normalizer.normalize(part).to(device)) for part in parts]
 
     def _step(self, micro_batches: list[MicroBatch]) -> StepReport:
+        data = self.run.config.data
         try:
-            return self.run.step(self.done, micro_batches)
+            with memory_hint(self.done, structures=data.batch_size, micro_batches=data.micro_batches):
+                return self.run.step(self.done, micro_batches)
         except NonFiniteError as error:
             self._keep_nonfinite(error, micro_batches)
             raise

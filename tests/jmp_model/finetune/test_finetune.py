@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from jmp_data import open_dataset
-from jmp_data.errors import CheckpointError, ManifestError
+from jmp_data.errors import CheckpointError, JmpDataError, ManifestError
 from jmp_model.finetune import trainer
 from jmp_model.finetune.config import load_finetune_config
 from jmp_model.finetune.data import attach, stream
@@ -195,6 +195,15 @@ def test_references_of_kept_heads_can_be_refitted(root: Path, pretrained: Path, 
         assert any("--refit-references" in line for line in said) is not refit
     assert found[True]["forces"] == pytest.approx(found[False]["forces"], rel=1e-6)
     assert found[True]["energy"] < 0.01 * found[False]["energy"]
+
+
+def test_a_batch_too_large_for_the_device_is_one_line(root: Path, tmp_path: Path, monkeypatch) -> None:
+    def out_of_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.Run, "rates", out_of_memory)
+    with pytest.raises(JmpDataError, match=r"step 0: .* too small for 4 structures .* --set data.micro_batches=2"):
+        finetune(small_config(scalar_task(), root, tmp_path / "run"))
 
 
 def test_time_used_up_ends_with_an_evaluation(root: Path, tmp_path: Path) -> None:
