@@ -22,6 +22,7 @@ from jmp_model.finetune.step import add_over_ranks
 from jmp_model.finetune.tasks import TaskSpec, find_task
 from jmp_model.model import FineTuningModel
 from jmp_model.train.checkpoint import Checkpoint
+from jmp_model.train.config import CONFIG_FILE
 from jmp_model.train.sharding import reshard
 
 
@@ -135,6 +136,7 @@ def evaluate_checkpoint(
     spec = find_task(task) if isinstance(task, str) else task
     if spec is not None:
         spec.check_fold(fold)
+    _refuse_series(path)
     checkpoint = read_any_checkpoint(path)
     tuned = checkpoint.extra.get("kind") == KIND
     module, scales, spec = _restore(checkpoint, path, spec, heads)
@@ -175,6 +177,14 @@ def evaluate_checkpoint(
         published={} if spec.published is None else spec.published.figures(fold=folds),
         notes=_notes(spec, fold),
     )
+
+
+def _refuse_series(path: Path) -> None:
+    runs = sorted(file.parent.name for file in path.glob(f"*/{CONFIG_FILE}")) if path.is_dir() else []
+    if runs and not (path / CONFIG_FILE).exists():
+        raise ManifestError(
+            f"{path} holds several runs, {', '.join(runs)}: name one, or see all with jmp results {path}"
+        )
 
 
 def _notes(task: TaskSpec, fold: int | None) -> tuple[str, ...]:

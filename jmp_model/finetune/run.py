@@ -217,7 +217,8 @@ def _build_step(
 def _restore(run: Run, checkpoint: Checkpoint) -> None:
     tensors = dict(checkpoint.optimizer)
     torch.set_rng_state(tensors.pop("random/cpu"))
-    load_optimizer_tensors(run.step.bare_optimizer, run.module, tensors)
+    if checkpoint.step:
+        load_optimizer_tensors(run.step.bare_optimizer, run.module, tensors)
     if run.step.average is not None:
         run.step.average.load(checkpoint.average)
     run.train.load_state_dict(dict(checkpoint.stream or {}))

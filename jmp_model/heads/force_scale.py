@@ -41,9 +41,7 @@ class ForceScale:
             (gradient,) = torch.autograd.grad(
                 energy.sum() * self.value, positions, create_graph=create_graph, retain_graph=True, allow_unused=True
             )
-            if gradient is None:
-                return torch.zeros_like(positions)
-            forces: Tensor = -gradient / self.value
+            forces: Tensor = torch.zeros_like(positions) if gradient is None else -gradient / self.value
             if bool(torch.isfinite(forces).all()):
                 self._count()
                 return forces
