@@ -42,7 +42,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def inside_of(place: Path, arguments: list[str]) -> list[str]:
     """Files and folders among the arguments, as paths in the folder of the test."""
-    return [str(place / a) if a in ("pre", "small", "absent") or Path(a).suffix else a for a in arguments]
+    return [
+        str(place / a) if a in ("pre", "small", "absent") or a.endswith((".yaml", ".extxyz")) else a for a in arguments
+    ]
 
 
 def tune(place: Path, out: Path, *arguments: object, short: tuple[str, ...] = SHORT) -> Outcome:
