@@ -74,7 +74,8 @@ def write_report(
     summaries = {
         name: summarize_errors(predictions, name, target) for name, target in shown.items() if target.kind != "class"
     }
-    sections = [_section(predictions, name, target, dataset) for name, target in shown.items()]
+    primary_first = sorted(shown.items(), key=lambda entry: entry[0] != task.primary)
+    sections = [_section(predictions, name, target, dataset) for name, target in primary_first]
     numbers = {int(z) for section in sections for entry in section["worst"] for z in entry["numbers"]}
     published = {} if task.published is None else task.published.figures(fold=context.fold)
     page = Environment(autoescape=True).from_string(PAGE)
@@ -118,11 +119,12 @@ def _tiles(
     for name in sorted(shown, key=lambda name: name != task.primary)[:3]:
         target = shown[name]
         label = f"{name} {target.metric.upper() if target.kind != 'class' else 'balanced accuracy'}"
-        tiles.append({"value": f"{_figure(score(predictions, name, target))} {_unit(target)}".strip(), "label": label})
+        value = _figure(score(predictions, name, target))
+        tiles.append({"value": value, "unit": _unit(target), "label": label})
         if name in summaries and summaries[name].spread:
             share = 100.0 * summaries[name].mae / summaries[name].spread
-            tiles.append({"value": f"{share:.3g} %", "label": f"of how much {name} labels vary"})
-    return tiles + [{"value": value, "label": label} for label, value in context.tiles.items()]
+            tiles.append({"value": f"{share:.3g}", "unit": "%", "label": f"of how much {name} labels vary"})
+    return tiles + [{"value": value, "unit": "", "label": label} for label, value in context.tiles.items()]
 
 
 def _score_row(
@@ -173,6 +175,7 @@ def _section(predictions: SplitPredictions, name: str, target: TargetSpec, datas
                 "error": _figure(entry.error),
                 "formula": entry.formula,
                 "source_id": entry.structure.source_id,
+                "short_id": entry.structure.source_id.rpartition("/")[2],
                 "numbers": entry.structure.atomic_numbers.tolist(),
             }
             for entry in worst
@@ -193,10 +196,12 @@ def _charts(predictions: SplitPredictions, name: str, target: TargetSpec) -> lis
     else:
         truth, predicted = predictions.relative(truth, name), predictions.relative(predicted, name)
         label = ", ".join(part for part in (name, target.unit) if part)
-    charts = [
-        {"title": "Parity", "figure": draw.parity(truth.ravel(), predicted.ravel(), label=label)},
-        {"title": "Error by element", "figure": draw.element_bars(by_element, label=unit)},
-    ]
+    charts = [{"title": "Parity", "figure": draw.parity(truth.ravel(), predicted.ravel(), label=label)}]
+    if target.kind != "forces":
+        errors = (predicted - truth) * target.report_scale
+        charts.append({"title": "Distribution of errors", "figure": draw.error_histogram(errors, label=unit)})
+    if target.kind == "forces" or len({count for _, count in by_element.values()}) > 1:
+        charts.append({"title": "Error by element", "figure": draw.element_bars(by_element, label=unit)})
     if target.kind == "forces":
         ends, errors = error_by_force(predictions, name, target)
         charts.append({"title": "Error by size of the force", "figure": draw.force_bars(ends, errors, label=unit)})

@@ -79,6 +79,19 @@ def parity(truth: Array, predicted: Array, *, label: str) -> Markup:
     return _svg(figure, "predictions against labels")
 
 
+def error_histogram(errors: Array, *, label: str) -> Markup:
+    """How often predictions are so much too large or too small; the farthest hundredth is cut off."""
+    errors = errors[np.isfinite(errors)]
+    figure, axes = _new(4.4, 3.3)
+    reach = float(np.quantile(np.abs(errors), 0.99)) or 1.0
+    bins = int(np.clip(len(errors) ** 0.5, 8, 50))
+    axes.hist(errors, bins=bins, range=(-reach, reach), color=_THIRD)
+    axes.axvline(0.0, color=_SOFT, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.set(xlabel=f"predicted − label, {label}", ylabel="number")
+    axes.grid(visible=True, axis="y")
+    return _svg(figure, "distribution of errors")
+
+
 def element_bars(errors: Mapping[str, tuple[float, int]], *, label: str) -> Markup:
     """A bar for each element, largest error first; how many values stand behind it."""
     ordered = sorted(errors.items(), key=lambda entry: entry[1][0])[-24:]
@@ -88,7 +101,7 @@ def element_bars(errors: Mapping[str, tuple[float, int]], *, label: str) -> Mark
     axes.barh(names, values, color=_FIRST, height=0.66)
     for row, (_, (value, count)) in enumerate(ordered):
         axes.annotate(
-            f"{value:.3g}  of {count:,}", (value, row), (4, 0), textcoords="offset points", va="center", fontsize=8.5
+            f"{value:,.4g}  of {count:,}", (value, row), (4, 0), textcoords="offset points", va="center", fontsize=8.5
         )
     axes.set_xlim(0, 1.35 * max(values))
     axes.set_xlabel(f"MAE, {label}")
@@ -120,12 +133,12 @@ def curves(
         axes.annotate("best", (best, 1.0), (3, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
                       va="top", fontsize=8.5)  # fmt: skip
     positive = [value for _, _, values in series for value in values if value > 0]
-    if logarithmic and positive:
+    if logarithmic and positive and max(positive) > 10.0 * min(positive):
         axes.set_yscale("log")
     axes.set(xlabel="optimiser steps", ylabel=label)
     axes.grid(visible=True)
     if len(series) > 1:
-        axes.legend(loc="upper right")
+        axes.legend(loc="best", frameon=False, fontsize=9.0)
     return _svg(figure, label)
 
 

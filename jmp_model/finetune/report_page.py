@@ -8,6 +8,7 @@ EXTRA_STYLE: Final = """
 .grid3 { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(330px, 100%), 1fr)); gap: 16px; }
 .grid3 .card { margin: 0; padding: 16px 18px 12px; }
 .grid3 + .card, .card + .grid3 { margin-top: 16px; }
+.tile small { font-size: 15px; font-weight: 500; color: var(--soft); letter-spacing: 0; }
 pre { margin: 0; padding: 12px 14px; background: var(--page); border-radius: 8px; overflow-x: auto; }
 pre code { font-size: 13px; line-height: 1.55; }
 """
@@ -28,7 +29,7 @@ PAGE: Final = """<!doctype html>
 <p class="lead">{{ lead }}</p>
 <div class="tiles">
 {%- for tile in tiles %}
-<div class="tile"><b>{{ tile.value }}</b><span>{{ tile.label }}</span></div>
+<div class="tile"><b>{{ tile.value }} <small>{{ tile.unit }}</small></b><span>{{ tile.label }}</span></div>
 {%- endfor %}
 </div>
 </div></header>
@@ -75,7 +76,7 @@ PAGE: Final = """<!doctype html>
 <div class="pictures">
 {%- for entry in section.worst %}
 <figure class="picture">{{ entry.figure }}<figcaption><b>{{ entry.error }}</b> {{ entry.formula }}
-<span>{{ entry.source_id }}</span></figcaption></figure>
+<span title="{{ entry.source_id }}">{{ entry.short_id }}</span></figcaption></figure>
 {%- endfor %}
 </div></div>
 {%- endif %}
