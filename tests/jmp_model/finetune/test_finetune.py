@@ -45,7 +45,10 @@ def one_batch(root: Path, task):
 
 @pytest.mark.parametrize("forces", ["gradient", "direct"])
 def test_forces_from_a_checkpoint(root: Path, pretrained: Path, tmp_path: Path, forces: str) -> None:
-    result = finetune(small_config(force_task(forces), root, tmp_path / "run", start=pretrained, steps=16))
+    config = small_config(
+        force_task(forces), root, tmp_path / "run", "optimizer.base_lr=0.001", start=pretrained, steps=16
+    )
+    result = finetune(config)
     assert result.steps == 16
     assert result.validation["forces"] < result.before["forces"]
     assert result.test.keys() == {"energy", "forces", "loss"}
@@ -153,7 +156,7 @@ def test_frozen_parameters_stay_and_are_resumed(root: Path, pretrained: Path, tm
 
 
 def test_best_weights_are_kept_and_tested(root: Path, tmp_path: Path) -> None:
-    result = finetune(small_config(scalar_task(), root, tmp_path / "run", "optimizer.base_lr=0.3", steps=12))
+    result = finetune(small_config(scalar_task(), root, tmp_path / "run", "optimizer.base_lr=0.03", steps=12))
     rows = read_rows(result.out, "validation")
     assert result.validation["gap"] == min(row["gap"] for row in rows)
     assert read_checkpoint(result.best).step == min(rows, key=lambda row: row["gap"])["step"]
