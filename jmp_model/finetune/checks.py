@@ -39,6 +39,19 @@ def check_data(config: FinetuneConfig) -> Splits:
     return splits
 
 
+def elements_only_outside_training(splits: Splits) -> str:
+    """A line about elements that are measured but never trained; empty if there are none."""
+    trained = set(splits.train.manifest.statistics.get("elements", {}))
+    found = []
+    for name, dataset in (("val", splits.val), ("test", splits.test)):
+        extra = set() if dataset is None else set(dataset.manifest.statistics.get("elements", {})) - trained
+        if trained and extra:
+            found.append(f"{', '.join(sorted(extra))} of the {name} split")
+    if not found:
+        return ""
+    return f"WARNING: {' and '.join(found)} never occurs in the training split: nothing can be learned about it"
+
+
 def _check_labels(task: TaskSpec, dataset: ShardDataset, split: str) -> None:
     """Refuse a column without a single value: it would train on nothing, or measure nothing."""
     for name, target in task.targets.items():

@@ -41,12 +41,22 @@ def open_splits(task: TaskSpec, settings: DataSettings, fold: int | None) -> Spl
     """
     train, val = open_split(task, settings, "train", fold), open_split(task, settings, "val", fold)
     if train is None or val is None:
-        raise ManifestError(
-            f"{task.name}: no {'training' if train is None else 'validation'} split; give data.root, the output folder "
-            f"of jmp-data build, or data.train and data.val"
-        )
+        raise ManifestError(_missing(task, settings, "train" if train is None else "val", fold))
     test = open_split(task, settings, "test", fold)
     return Splits(train, val, test)
+
+
+def _missing(task: TaskSpec, settings: DataSettings, name: SplitName, fold: int | None) -> str:
+    what = f"{task.name}: no {'training' if name == 'train' else 'validation'} split"
+    if settings.root is None:
+        return f"{what}; give data.root, the output folder of jmp-data build, or data.train and data.val"
+    folder = settings.root / task.folder
+    there = sorted(path.parent.name for path in folder.glob("*/manifest.json"))
+    has = f"it has {', '.join(there)}" if there else "there is nothing"
+    return (
+        f"{what} ({task.split(name, fold)}) in {folder}, {has}; build it with jmp-data build, or name a folder with "
+        f"--set data.{name}=FOLDER"
+    )
 
 
 def open_split(task: TaskSpec, settings: DataSettings, name: SplitName, fold: int | None) -> ShardDataset | None:

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 
 from jmp_data import StreamLoader
 from jmp_data.errors import ManifestError
-from jmp_model.finetune.checks import check_data, check_elements, check_parameters
+from jmp_model.finetune.checks import check_data, check_elements, check_parameters, elements_only_outside_training
 from jmp_model.finetune.config import FinetuneConfig
 from jmp_model.finetune.data import Splits, stream
 from jmp_model.finetune.groups import LayerGroup, layer_groups
@@ -112,6 +112,9 @@ def prepare(config: FinetuneConfig, fabric: Fabric, *, resume: Checkpoint | None
     """
     task = config.task
     splits = check_data(config)
+    outside = elements_only_outside_training(splits)
+    if outside and resume is None:
+        watcher.message(outside)
     start = None if config.start is None or resume is not None else _read_start(config.start)
     if start is not None:
         check_elements(config, splits.train, start)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from jmp_data import open_dataset
+from jmp_data import Structure, open_dataset, write_dataset
 from jmp_data.errors import CheckpointError, JmpDataError, ManifestError
 from jmp_model.finetune import trainer
 from jmp_model.finetune.config import load_finetune_config
@@ -209,6 +209,17 @@ def test_a_batch_too_large_for_the_device_is_one_line(root: Path, tmp_path: Path
         finetune(small_config(scalar_task(), root, tmp_path / "run"))
 
 
+def test_elements_that_are_only_measured_are_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    watcher = SilentFinetuneWatcher()
+    watcher.message = said.append  # type: ignore[method-assign]
+    for split, names in {"train": ("CH4",), "val": ("CH3Cl", "CH4"), "test": ("CH3OH",)}.items():
+        write_dataset(labelled_molecules(6, 0, names=names), tmp_path / "small" / split)
+    finetune(small_config(scalar_task(), tmp_path, tmp_path / "run", steps=1), watcher=watcher)
+    (line,) = [line for line in said if "WARNING" in line]
+    assert "Cl of the val split and O of the test split never occurs in the training split" in line
+
+
 def test_time_used_up_ends_with_an_evaluation(root: Path, tmp_path: Path) -> None:
     result = finetune(small_config(scalar_task(), root, tmp_path / "run", "stop.max_hours=1.0e-9", steps=100))
     assert result.stopped == "trained for 1e-09 hours"
@@ -257,8 +268,6 @@ class TestBadConfigurations:
             load_finetune_config("qm9:U0", fold=1, out=tmp_path)
 
     def test_forces_wanted_of_a_set_without(self, tmp_path: Path) -> None:
-        from jmp_data import Structure, write_dataset
-
         bare = [
             Structure(atomic_numbers=s.atomic_numbers, positions=s.positions, energy=s.energy)
             for s in labelled_molecules(4, 0)
@@ -271,12 +280,13 @@ class TestBadConfigurations:
     def test_missing_split(self, tmp_path: Path) -> None:
         with pytest.raises(ManifestError, match="no training split"):
             finetune(small_config(force_task(), tmp_path, tmp_path / "run"))
+        write_dataset(labelled_molecules(4, 0), tmp_path / "small" / "train")
+        with pytest.raises(ManifestError, match=r"no validation split \(val\) in .*small, it has train; build it"):
+            finetune(small_config(force_task(), tmp_path, tmp_path / "run"))
         with pytest.raises(ManifestError, match="val split"):
             finetune(small_config(force_task(), tmp_path, tmp_path / "run", "data.val=nowhere"))
 
     def test_elements_that_pretraining_never_saw(self, pretrained: Path, tmp_path: Path) -> None:
-        from jmp_data import write_dataset
-
         for split in ("train", "val"):
             write_dataset(labelled_molecules(4, 0, names=("CH3Cl",)), tmp_path / "small" / split)
         with pytest.raises(ManifestError, match=r"Cl in .* did not occur"):
