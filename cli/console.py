@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,11 @@ _LOG_INTERVAL = 10.0
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that prints, of those that `torchrun` or Fabric started for one command."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK"))
 
 
 def fail(message: str) -> None:
@@ -63,6 +69,15 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         table.add_row(*[str(value) for value in row])
     # A log file or a pipe has no width; a table cut at 80 columns would lose names.
     (out if out.is_terminal else Console(width=160, soft_wrap=True)).print(table)
+
+
+def print_findings(findings: Sequence[str], *, as_json: bool) -> None:
+    """Lines for people, or one JSON object."""
+    if as_json:
+        print_json({"findings": list(findings)})
+        return
+    for line in findings:
+        out.print(line, markup=False)
 
 
 def print_facts(facts: Mapping[str, object]) -> None:

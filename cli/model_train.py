@@ -1,8 +1,7 @@
-"""`jmp train ...`: pre-training from a mixture, fine-tuning on a task."""
+"""`jmp train pretrain`: pre-training from a mixture."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .console import err, out, print_json, print_table, progress
+from jmp_data.errors import ManifestError
+
+from . import model_finetune
+from .console import err, is_first_process, out, print_findings, print_json, print_table, progress
 
 if TYPE_CHECKING:
-    from jmp_model.finetune.watcher import FinetuneWatcher
     from jmp_model.train.progress import TaskErrors, Watcher
     from jmp_model.train.result import PretrainResult
 
@@ -22,6 +23,7 @@ train = typer.Typer(name="train", help="Train a model.", no_args_is_help=True)
 
 def register(app: typer.Typer) -> None:
     """Add the verbs of this module."""
+    model_finetune.register(train)
     app.add_typer(train)
 
 
@@ -76,18 +78,31 @@ def pretrain(
     set_values: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe; repeat.")] = None,
     init_from: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    replay: Annotated[
+        Path | None, typer.Option(help="Instead of training, look again at a step that went wrong: nonfinite/step-….")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Pre-train GemNet-OC with one pair of heads per data set; resumes exactly.
 
     Example: jmp train pretrain --mix mix.yaml --model small --out run
     """
-    from jmp_model.train.config import load_pretrain_config
+    if replay is not None:
+        from jmp_model.train.nonfinite import replay as replay_step
+
+        print_findings(replay_step(replay), as_json=as_json)
+        return
+    from jmp_model.train.config import CONFIG_FILE, load_pretrain_config
     from jmp_model.train.trainer import pretrain as run_pretraining
 
+    if resume and not (out_dir / CONFIG_FILE).exists():
+        raise ManifestError(f"{out_dir}: no run to go on with here ({CONFIG_FILE} is missing)")
+    if mix is None and not resume and recipe is None:
+        raise ManifestError("name a mixture: --mix mix.yaml, as jmp-data mix writes it")
     config = load_pretrain_config(
         recipe,
         overrides=set_values or (),
+        resume=resume,
         mix=mix,
         out=out_dir,
         model=model,
@@ -97,6 +112,8 @@ def pretrain(
     )
     with _watching() as watcher:
         result = run_pretraining(config, resume=resume, watcher=watcher)
+    if not is_first_process():
+        return
     if as_json:
         print_json(
             {
@@ -110,84 +127,3 @@ def pretrain(
         )
     else:
         _print_result(result)
-
-
-@contextmanager
-def _watching_finetune() -> Iterator[FinetuneWatcher]:
-    """Progress of a fine-tuning run."""
-    from jmp_model.finetune.step import StepReport
-
-    with progress("fine-tune", None, "steps") as advance:
-
-        class ConsoleWatcher:
-            def message(self, text: str) -> None:
-                err.print(text, markup=False)
-
-            def step_done(self, report: StepReport, total_steps: int) -> None:
-                advance(1, f"of at most {total_steps}, loss {report.loss:.4f}")
-
-            def validated(self, step: int, metrics: dict[str, float], *, is_best: bool) -> None:
-                text = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-                err.print(f"validation after {step} steps: {text}{' (best)' if is_best else ''}", markup=False)
-
-        yield ConsoleWatcher()
-
-
-@train.command()
-def finetune(
-    task: Annotated[str | None, typer.Option(help="Task such as qm9:U0, or a my.yaml.")] = None,
-    start: Annotated[
-        Path | None, typer.Option("--from", help="Checkpoint; without one, training from scratch.")
-    ] = None,
-    root: Annotated[Path, typer.Option(help="Output folder of jmp-data build, where the splits lie.")] = Path("shards"),
-    out_dir: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("finetune"),
-    model: Annotated[Literal["tiny", "small", "large"] | None, typer.Option(help="Preset without --from.")] = None,
-    fold: Annotated[int | None, typer.Option(min=0, help="Fold of a task that has folds.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of new heads and of the order.")] = None,
-    keep_heads: Annotated[str | None, typer.Option(help="Keep the heads of this pre-training task.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="YAML file whose settings go over the common ones.")] = None,
-    set_values: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe; repeat.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
-    """Fine-tune on one of the forty tasks of the paper, or on a task of your own.
-
-    Example: jmp train finetune --task rmd17:ethanol --from run/checkpoints/last --root shards --out ethanol
-    """
-    from jmp_model.finetune.config import load_finetune_config
-    from jmp_model.finetune.trainer import finetune as run_finetuning
-
-    config = load_finetune_config(
-        task,
-        recipe=recipe,
-        overrides=[f"data.root={root}", *(set_values or ())],
-        resume=resume,
-        out=out_dir,
-        start=start,
-        model=model,
-        fold=fold,
-        seed=seed,
-        keep_heads=keep_heads,
-    )
-    with _watching_finetune() as watcher:
-        result = run_finetuning(config, resume=resume, watcher=watcher)
-    if as_json:
-        print_json(dataclasses.asdict(result))
-        return
-    units = {name: target.report_unit or target.unit for name, target in config.task.targets.items()}
-    rows = [
-        [
-            name,
-            f"{result.before.get(name, float('nan')):.4f}",
-            f"{value:.4f}",
-            _shown(result.test.get(name)),
-            units.get(name, ""),
-        ]
-        for name, value in result.validation.items()
-    ]
-    print_table(f"{config.task.name}: MAE", ["target", "before", "validation", "test", "unit"], rows)
-    out.print(f"{result.steps} steps, {result.epochs:.1f} epochs; {result.stopped}; best weights in {result.best}")
-
-
-def _shown(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"

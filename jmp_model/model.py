@@ -18,6 +18,7 @@ from jmp_model.gemnet_oc.config import GemNetOCConfig
 from jmp_model.gemnet_oc.fused import plain_layers
 from jmp_model.gemnet_oc.graphs import ModelInputs
 from jmp_model.gemnet_oc.topology import Topology
+from jmp_model.heads.force_scale import ForceScale
 from jmp_model.heads.pretraining import PretrainingHeads
 from jmp_model.heads.readout import gradient_forces
 from jmp_model.presets import PRETRAINING_TASKS
@@ -111,6 +112,8 @@ class FineTuningModel(_AtomisticModel):
             raise ValueError("forces come either from a head or from the gradient, not both")
         self.heads = nn.ModuleDict(heads)
         self.forces_from_gradient = forces_from_gradient
+        self.force_scale: ForceScale | None = None
+        """For half precision; none by default."""
 
     def forward(self, batch: Any, *, topology: Topology | None = None) -> dict[str, Tensor]:
         """Evaluate all heads: name → output, with "forces" (N, 3) added in gradient mode.
@@ -127,7 +130,8 @@ class FineTuningModel(_AtomisticModel):
             # Training on forces differentiates twice, where ordinary operations are the shorter way.
             with plain_layers(self.training):
                 out = self._evaluate(replace(inputs, positions=positions), topology)
-                out["forces"] = gradient_forces(out["energy"], positions, create_graph=self.training)
+                differentiate = gradient_forces if self.force_scale is None else self.force_scale.forces
+                out["forces"] = differentiate(out["energy"], positions, create_graph=self.training)
         return out if self.training else {name: value.detach() for name, value in out.items()}
 
     def _evaluate(self, inputs: ModelInputs, topology: Topology | None) -> dict[str, Tensor]:

@@ -80,6 +80,8 @@ class StopSettings(_Section):
     min_delta: float = Field(default=1.0e-8, ge=0.0)
     min_lr: float = Field(default=1.0e-8, ge=0.0)
     """Stop when the largest rate of all groups falls below."""
+    max_hours: float | None = Field(default=168.0, gt=0.0)
+    """End training after this time, over all resumptions, and evaluate; hardware.max_hours only interrupts."""
 
 
 class FinetuneConfig(_Section):
@@ -94,6 +96,9 @@ class FinetuneConfig(_Section):
     model_changes: dict[str, Any] = Field(default_factory=dict)
     keep_heads: str | None = None
     """Pre-training task whose energy head (and force head, for direct forces) is kept instead of made anew."""
+    refit_references: bool = False
+    """Fit element references on the training split: instead of those that a task gives, or, for kept heads, of what
+    these leave unexplained."""
     freeze: tuple[str, ...] = ()
     """Beginnings of parameter names that stay as they are, such as backbone or embedding."""
     new_elements: Literal["refuse", "train"] = "refuse"
@@ -107,7 +112,7 @@ class FinetuneConfig(_Section):
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
     stop: StopSettings = Field(default_factory=StopSettings)
-    hardware: HardwareSettings = Field(default_factory=lambda: HardwareSettings(max_hours=168.0))
+    hardware: HardwareSettings = Field(default_factory=HardwareSettings)
     report: bool = True
     """Draw parity plots and learning curves, list worst structures."""
 

@@ -8,15 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from ase.data import atomic_numbers, chemical_symbols
 
 from jmp_data import Mixture, ShardDataset, StreamLoader, open_dataset
 from jmp_data.errors import ManifestError, MissingFileError
 from jmp_data.graphs import GRAPH_NAMES, GraphSettings, batch_four_graphs
 from jmp_data.mixture import Subset
-from jmp_model.finetune.config import DataSettings, FinetuneConfig
+from jmp_model.finetune.config import DataSettings
 from jmp_model.finetune.tasks import GraphSpec, TaskSpec
-from jmp_model.train.checkpoint import Checkpoint
 
 SplitName = Literal["train", "val", "test"]
 
@@ -43,12 +41,22 @@ def open_splits(task: TaskSpec, settings: DataSettings, fold: int | None) -> Spl
     """
     train, val = open_split(task, settings, "train", fold), open_split(task, settings, "val", fold)
     if train is None or val is None:
-        raise ManifestError(
-            f"{task.name}: no {'training' if train is None else 'validation'} split; give data.root, the output folder "
-            f"of jmp-data build, or data.train and data.val"
-        )
+        raise ManifestError(_missing(task, settings, "train" if train is None else "val", fold))
     test = open_split(task, settings, "test", fold)
     return Splits(train, val, test)
+
+
+def _missing(task: TaskSpec, settings: DataSettings, name: SplitName, fold: int | None) -> str:
+    what = f"{task.name}: no {'training' if name == 'train' else 'validation'} split"
+    if settings.root is None:
+        return f"{what}; give data.root, the output folder of jmp-data build, or data.train and data.val"
+    folder = settings.root / task.folder
+    there = sorted(path.parent.name for path in folder.glob("*/manifest.json"))
+    has = f"it has {', '.join(there)}" if there else "there is nothing"
+    return (
+        f"{what} ({task.split(name, fold)}) in {folder}, {has}; build it with jmp-data build, or name a folder with "
+        f"--set data.{name}=FOLDER"
+    )
 
 
 def open_split(task: TaskSpec, settings: DataSettings, name: SplitName, fold: int | None) -> ShardDataset | None:
@@ -95,26 +103,6 @@ def check_columns(task: TaskSpec, dataset: ShardDataset) -> None:
                     f"{task.name}: target {name} ({target.kind}) needs one value per {wanted}, but column "
                     f"{column} of {dataset.path} has one per {level}"
                 )
-
-
-def check_elements(config: FinetuneConfig, train: ShardDataset, checkpoint: Checkpoint) -> None:
-    """Refuse elements that pre-training never saw, unless the recipe says to train them.
-
-    A checkpoint without references, such as an imported one, cannot tell what it saw; nothing is refused then.
-
-    Raises:
-        ManifestError: names the elements.
-    """
-    known = {z for normalizer in checkpoint.normalizers for z in normalizer.reference}
-    known |= set(checkpoint.extra.get("elements", []))
-    present = {atomic_numbers[symbol] for symbol in train.manifest.statistics.get("elements", {})}
-    unseen = sorted(present - known)
-    if known and unseen and config.new_elements == "refuse":
-        raise ManifestError(
-            f"{config.task.name}: {', '.join(chemical_symbols[z] for z in unseen)} in {train.path} did not occur "
-            "in the pre-training data of the checkpoint, so their embeddings are untrained; "
-            "new_elements=train trains them"
-        )
 
 
 def stream(

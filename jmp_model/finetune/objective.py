@@ -28,6 +28,7 @@ class BatchTargets:
 
     Attributes:
         values: target → normalised values, (B,) or (N, 3); classes as int64; NaN or −1 where there is none.
+            Infinity is no missing label: it makes the loss infinite, which ends the run.
         batch: (N,) structure of each atom.
         natoms: (B,).
         free: (N,) atoms that count in force errors.
@@ -196,7 +197,7 @@ class Objective:
             return _compare_classes(target, output, value)
         if target.kind == "forces":
             return self._compare_forces(output, value, targets, self.scales[name].std)
-        known = torch.isfinite(value)
+        known = ~torch.isnan(value)
         error = (output - value)[known].abs()
         number = known.sum()
         return error.sum(), number, torch.stack([error.double().sum() * self.scales[name].std, number.double()])
@@ -204,7 +205,7 @@ class Objective:
     def _compare_forces(
         self, output: Tensor, value: Tensor, targets: BatchTargets, std: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        known = torch.isfinite(value).all(dim=-1)
+        known = ~torch.isnan(value).any(dim=-1)
         value = torch.where(known[:, None], value, output.detach())
         distance = (output - value + DISTANCE_EPS).norm(dim=-1) * known
         if self.force_loss == "structurewise":
@@ -225,9 +226,9 @@ class Objective:
             if kind == "class":
                 found[name] = float((value >= 0).sum())
             elif kind != "forces":
-                found[name] = float(torch.isfinite(value).sum())
+                found[name] = float(~torch.isnan(value).sum())
             else:
-                known = torch.isfinite(value).all(dim=-1)
+                known = ~torch.isnan(value).any(dim=-1)
                 if self.force_loss == "atomwise":
                     found[name] = float(known.sum())
                 else:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jmp_data import ShardDataset
-from jmp_data.errors import ManifestError
+from jmp_data import ShardDataset, open_dataset
+from jmp_data.build import BuildSettings, choose_engine, plan_build, run_build
+from jmp_data.build.lock import TargetLockedError
+from jmp_data.errors import ManifestError, MissingFileError
 from jmp_data.own_data import build_files
 from jmp_model.finetune.tasks import Forces, TaskSpec
 
@@ -85,23 +89,63 @@ def prepare_own_data(
     """Files of one's own → checked data sets: train, val, test. Nothing is built twice.
 
     Args:
-        files: anything that `jmp-data build` reads.
+        files: anything that `jmp-data build` reads, or one manifest of `jmp-data init-manifest`.
         folder: where the data sets go.
-        report: called with each guess about units, signs and splits.
+        report: called with each guess about units, signs and splits, and with what was set aside.
         declared: what is known, such as `units={"energy": "kcal/mol"}`.
 
     Returns:
         Split → folder, as `data.train` and so on of a fine-tuning configuration.
 
     Raises:
+        MissingFileError: there is no such file.
         RawFileError: a file cannot be read.
-        ManifestError: no validation split could be made.
+        ManifestError: no validation split could be made, or something declared beside a manifest.
     """
-    built = build_files(files, folder, report=report, **declared)
+    for file in files:
+        if not file.exists():
+            raise MissingFileError(f"{file}: no such file")
+    built = _build_in_turn(files, folder, report, declared)
     splits = {path.name: str(path) for path in built}
     lacking = [name for name in ("train", "val") if name not in splits]
     if lacking:
         raise ManifestError(
             f"{files[0]}: too few structures for a {lacking[0]} split: {', '.join(splits) or 'none'} could be made"
         )
+    if report is not None:
+        _report_set_aside(built, report)
     return {name: path for name, path in splits.items() if name in ("train", "val", "test")}
+
+
+def _build_in_turn(
+    files: Sequence[Path], folder: Path, report: Callable[[str], None] | None, declared: Mapping[str, Any]
+) -> list[Path]:
+    """Every rank of a run asks for the same data sets: the first builds them, the others find them built."""
+    while True:
+        try:
+            return _build(files, folder, report, declared)
+        except TargetLockedError:
+            if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+                raise
+            time.sleep(0.5)
+
+
+def _build(
+    files: Sequence[Path], folder: Path, report: Callable[[str], None] | None, declared: Mapping[str, Any]
+) -> list[Path]:
+    manifests = [file for file in files if file.suffix in (".yaml", ".yml")]
+    if not manifests:
+        return build_files(files, folder, report=report, **declared)
+    if len(files) > 1 or declared:
+        raise ManifestError(f"{manifests[0]}: a manifest says all about its files; write the rest into it")
+    builds = plan_build([str(manifests[0])], manifests[0].parent, folder, settings=BuildSettings())
+    finished = {done.dataset for done in run_build(builds, choose_engine(workers=1, scheduler=None), lambda done: None)}
+    return [build.dataset for build in builds if build.dataset in finished]
+
+
+def _report_set_aside(built: Sequence[Path], report: Callable[[str], None]) -> None:
+    for path in built:
+        manifest = open_dataset(path).manifest
+        if manifest.quarantined:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.quarantined.items())
+            report(f"WARNING, {path.name}: set aside {reasons}; see {path / 'quarantine.jsonl'}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from jmp_data import ShardDataset
 from jmp_model.finetune.data import stream, with_graphs
 from jmp_model.finetune.objective import Objective
+from jmp_model.finetune.scales import count_elements
 from jmp_model.finetune.tasks import TargetSpec
 from jmp_model.model import FineTuningModel
 
@@ -30,6 +31,7 @@ class SplitPredictions:
         atomic_numbers: (N,).
         free: (N,) atoms that count in force errors.
         index: (n,) structure of the data set.
+        reference: target → (n,) Σ element references of each structure + mean, for targets that have some.
     """
 
     truth: Mapping[str, Array]
@@ -38,6 +40,15 @@ class SplitPredictions:
     atomic_numbers: Array
     free: Array
     index: Array
+    reference: Mapping[str, Array] = field(default_factory=dict)
+
+    def relative(self, values: Array, name: str) -> Array:
+        """Values of a target, (n,) or (N, 3), without their element references."""
+        return values - self.reference[name] if name in self.reference else values
+
+    def element_counts(self) -> Array:
+        """(n, elements) how many atoms of each element each structure has."""
+        return count_elements(self.atomic_numbers, self.natoms)
 
     @property
     def structure_of_atom(self) -> Array:
@@ -68,15 +79,20 @@ def predict_split(
     module.eval()
     truth: dict[str, list[Array]] = {}
     predicted: dict[str, list[Array]] = {}
+    reference: dict[str, list[Array]] = {}
     rows: dict[str, list[Array]] = {"natoms": [], "atomic_numbers": [], "free": [], "index": []}
     batches = stream(dataset, objective.task, batch_size=batch_size, first=first, shuffle=False)
     for batch in with_graphs(batches, objective.task.graph):
-        outputs = objective.physical(objective.outputs(module(batch.to(device))), batch)
+        outputs = objective.physical(objective.outputs(module(batch.clone().to(device))), batch)
         for name, value in outputs.items():
             column = objective.task.column(name)
             predicted.setdefault(name, []).append(value.cpu().numpy())
             label = batch[column].cpu().numpy() if column in batch else np.full(value.shape, np.nan)
             truth.setdefault(name, []).append(label.reshape(value.shape))
+        for name, scale in objective.scales.items():
+            if scale.reference and name in outputs:
+                offset = scale.offset(batch.atomic_numbers.long(), batch.batch.long(), batch.natoms.shape[0])
+                reference.setdefault(name, []).append(offset.numpy())
         rows["natoms"].append(batch.natoms.cpu().numpy())
         rows["atomic_numbers"].append(batch.atomic_numbers.cpu().numpy())
         rows["free"].append(~batch.fixed.bool().cpu().numpy())
@@ -86,6 +102,7 @@ def predict_split(
         {name: np.concatenate(parts) for name, parts in truth.items()},
         {name: np.concatenate(parts) for name, parts in predicted.items()},
         **joined,
+        reference={name: np.concatenate(parts) for name, parts in reference.items()},
     )
 
 

@@ -2,228 +2,261 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from ase.data import chemical_symbols
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from jinja2 import Environment
+from markupsafe import Markup
 
 from jmp_data import ShardDataset
+from jmp_data.report.page_style import STYLE
+from jmp_data.report.structure_picture import color_definitions, draw_structure
+from jmp_model.finetune import report_figures as draw
+from jmp_model.finetune.error_analysis import (
+    ErrorSummary,
+    error_by_element,
+    error_by_force,
+    summarize_errors,
+    worst_structures,
+)
 from jmp_model.finetune.predictions import SplitPredictions, score
+from jmp_model.finetune.report_page import EXTRA_STYLE, PAGE
 from jmp_model.finetune.tasks import TargetSpec, TaskSpec
 from jmp_model.train.metrics_log import read_rows
 
 Array = npt.NDArray[Any]
-WORST = 10
-_FORCE_BINS = 12
+REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True)
-class WorstStructure:
-    """A structure with a large error.
+class ReportContext:
+    """What the page says besides numbers.
 
     Attributes:
-        source_id: where it came from.
-        formula: chemical formula.
-        error: in report units: |Δ| of a number per structure, mean |ΔF| component of forces.
+        lead: one sentence under the title.
+        tiles: label → value, such as how long it took.
+        facts: name → value, where everything came from.
+        fold: for comparison with published figures.
+        run: run folder with learning curves, or None.
+        usage: whether to say how the model in `run` is used.
     """
 
-    source_id: str
-    formula: str
-    error: float
-
-
-def structure_errors(predictions: SplitPredictions, name: str, target: TargetSpec) -> Array:
-    """(n,) error of each structure in report units; 1 for a wrong class."""
-    truth, predicted = predictions.truth[name], predictions.predicted[name]
-    if target.kind == "class":
-        chosen = predicted.argmax(axis=-1) if predicted.ndim > 1 else predicted > 0
-        return np.asarray(chosen.astype(np.int64) != truth, np.float64)
-    error = np.asarray(np.abs(predicted - truth) * target.report_scale)
-    if target.kind != "forces":
-        return error
-    totals = np.bincount(predictions.structure_of_atom, weights=error.mean(axis=1), minlength=len(predictions.natoms))
-    return np.asarray(totals / predictions.natoms)
-
-
-def worst_structures(
-    predictions: SplitPredictions, name: str, target: TargetSpec, dataset: ShardDataset, *, count: int = WORST
-) -> list[WorstStructure]:
-    """Structures with the largest errors, worst first."""
-    errors = structure_errors(predictions, name, target)
-    order = np.argsort(-np.nan_to_num(errors))[:count]
-    found = []
-    for row in order.tolist():
-        structure = dataset[int(predictions.index[row])]
-        formula = structure.to_ase().get_chemical_formula()
-        found.append(WorstStructure(structure.source_id, formula, float(errors[row])))
-    return found
-
-
-def error_by_element(predictions: SplitPredictions, name: str, target: TargetSpec) -> dict[str, float]:
-    """Element → mean error: of its atoms' force components, or of the structures that contain it."""
-    numbers = predictions.atomic_numbers
-    if target.kind == "forces":
-        per_atom = np.abs(predictions.predicted[name] - predictions.truth[name]).mean(axis=1) * target.report_scale
-    else:
-        per_atom = structure_errors(predictions, name, target)[predictions.structure_of_atom]
-    found = {}
-    for z in np.unique(numbers):
-        values = per_atom[numbers == z]
-        if target.kind != "forces":
-            inside = np.unique(predictions.structure_of_atom[numbers == z])
-            values = structure_errors(predictions, name, target)[inside]
-        found[chemical_symbols[z]] = float(np.nanmean(values))
-    return found
-
-
-def error_by_force(predictions: SplitPredictions, name: str, target: TargetSpec) -> tuple[Array, Array]:
-    """Upper ends of bins of the true force's length, eV/Å, with equal numbers of atoms, and the mean error in each."""
-    length = np.linalg.norm(predictions.truth[name], axis=1)
-    error = np.abs(predictions.predicted[name] - predictions.truth[name]).mean(axis=1) * target.report_scale
-    ends = np.unique(np.quantile(length, np.linspace(0, 1, _FORCE_BINS + 1)[1:]))
-    place = np.minimum(np.searchsorted(ends, length), len(ends) - 1)
-    counts = np.bincount(place, minlength=len(ends))
-    return ends, np.bincount(place, weights=error, minlength=len(ends)) / np.maximum(counts, 1)
+    lead: str
+    tiles: Mapping[str, str]
+    facts: Mapping[str, str]
+    fold: int = 0
+    run: Path | None = None
+    usage: bool = False
 
 
 def write_report(
-    folder: Path, task: TaskSpec, predictions: SplitPredictions, dataset: ShardDataset, *, facts: Sequence[str] = ()
+    folder: Path, task: TaskSpec, predictions: SplitPredictions, dataset: ShardDataset, context: ReportContext
 ) -> Path:
-    """Write `report.html`, pictures inside.
+    """Write `report.html`; it holds its pictures and asks for nothing from elsewhere.
 
     Args:
-        folder: run folder; learning curves come from its metrics.
+        folder: where to write.
         task: targets and units.
         predictions: on the split that is reported on.
         dataset: that split.
-        facts: lines for the head of the page.
+        context: the rest.
     """
-    parts = [f"<h1>{html.escape(task.name)}</h1>", _list(facts), _score_table(task, predictions)]
-    parts.append(_image(_learning_curves(folder, task)))
-    for name, target in task.targets.items():
-        if name not in predictions.truth or (target.coefficient == 0.0 and target.kind == "energy"):
-            continue
-        parts.append(f"<h2>{html.escape(name)}</h2>")
-        if target.kind != "class":
-            parts.append(_image(_target_figure(predictions, name, target)))
-        parts.append(_worst_table(worst_structures(predictions, name, target, dataset), target))
-    page = folder / "report.html"
-    page.write_text(_PAGE.format(title=html.escape(task.name), body="\n".join(parts)))
-    return page
+    shown = {
+        name: target
+        for name, target in task.targets.items()
+        if name in predictions.truth and target.coefficient > 0.0 and _has_labels(predictions, name)
+    }
+    summaries = {
+        name: summarize_errors(predictions, name, target) for name, target in shown.items() if target.kind != "class"
+    }
+    primary_first = sorted(shown.items(), key=lambda entry: entry[0] != task.primary)
+    sections = [_section(predictions, name, target, dataset) for name, target in primary_first]
+    numbers = {int(z) for section in sections for entry in section["worst"] for z in entry["numbers"]}
+    published = {} if task.published is None else task.published.figures(fold=context.fold)
+    page = Environment(autoescape=True).from_string(PAGE)
+    text = page.render(
+        title=task.name,
+        style=Markup(STYLE + EXTRA_STYLE),
+        colors=color_definitions(numbers),
+        lead=context.lead,
+        tiles=_tiles(task, predictions, shown, summaries, context),
+        measured_on=f"{len(predictions.natoms):,} structures of the {dataset.split} split",
+        published=list(published),
+        scores=[_score_row(task, predictions, name, target, summaries, published) for name, target in shown.items()],
+        notes=_notes(task, shown),
+        curves=[] if context.run is None else _curves(context.run, task),
+        curves_lead=f"validation after each epoch picks the weights by {task.primary}",
+        sections=sections,
+        usage=_usage(task, context),
+        facts=context.facts,
+    )
+    file = folder / REPORT_FILE
+    file.write_text(text)
+    return file
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.4 sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; }}
-td, th {{ padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: left; }}
-img {{ max-width: 100%; }}
-</style></head><body>
-{body}
-</body></html>
-"""
+def _has_labels(predictions: SplitPredictions, name: str) -> bool:
+    return bool(np.isfinite(predictions.truth[name].astype(np.float64)).any())
 
 
-def _list(lines: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
+def _unit(target: TargetSpec) -> str:
+    return target.report_unit or target.unit
 
 
-def _score_table(task: TaskSpec, predictions: SplitPredictions) -> str:
-    published = task.published
-    rows = ["<tr><th>target</th><th>metric</th><th>this model</th><th>JMP-S</th><th>JMP-L</th><th>unit</th></tr>"]
-    for name, target in task.targets.items():
-        if name not in predictions.truth:
-            continue
-        shown = published if name == task.primary else None
-        cells = [
-            html.escape(name),
-            target.metric,
-            _figure(score(predictions, name, target)),
-            _figure(None if shown is None else shown.jmp_small),
-            _figure(None if shown is None else shown.jmp_large),
-            html.escape(target.report_unit or target.unit),
-        ]
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return f"<table>{''.join(rows)}</table>"
+def _tiles(
+    task: TaskSpec,
+    predictions: SplitPredictions,
+    shown: Mapping[str, TargetSpec],
+    summaries: Mapping[str, ErrorSummary],
+    context: ReportContext,
+) -> list[dict[str, str]]:
+    tiles = []
+    for name in sorted(shown, key=lambda name: name != task.primary)[:3]:
+        target = shown[name]
+        label = f"{name} {target.metric.upper() if target.kind != 'class' else 'balanced accuracy'}"
+        value = _figure(score(predictions, name, target))
+        tiles.append({"value": value, "unit": _unit(target), "label": label})
+        if name in summaries and summaries[name].spread:
+            share = 100.0 * summaries[name].mae / summaries[name].spread
+            tiles.append({"value": f"{share:.3g}", "unit": "%", "label": f"of how much {name} labels vary"})
+    return tiles + [{"value": value, "unit": "", "label": label} for label, value in context.tiles.items()]
 
 
-def _worst_table(worst: Sequence[WorstStructure], target: TargetSpec) -> str:
-    unit = html.escape(target.report_unit or target.unit)
-    rows = [f"<tr><th>worst structures</th><th>formula</th><th>error {unit}</th></tr>"]
-    rows += [
-        f"<tr><td>{html.escape(w.source_id)}</td><td>{html.escape(w.formula)}</td><td>{_figure(w.error)}</td></tr>"
-        for w in worst
-    ]
-    return f"<table>{''.join(rows)}</table>"
+def _score_row(
+    task: TaskSpec,
+    predictions: SplitPredictions,
+    name: str,
+    target: TargetSpec,
+    summaries: Mapping[str, ErrorSummary],
+    published: Mapping[str, float],
+) -> dict[str, Any]:
+    summary = summaries.get(name)
+    return {
+        "name": name,
+        "metric": "MAE" if target.metric == "mae" else "balanced accuracy",
+        "value": _figure(score(predictions, name, target)),
+        "rmse": _figure(None if summary is None else summary.rmse),
+        "spread": _figure(None if summary is None else summary.spread),
+        "per_atom": _figure(None if summary is None else summary.mae_per_atom),
+        "published": {key: f"{value:g}" for key, value in published.items()} if name == task.primary else {},
+        "unit": _unit(target),
+    }
 
 
-def _target_figure(predictions: SplitPredictions, name: str, target: TargetSpec) -> Figure:
-    panels = 3 if target.kind == "forces" else 2
-    figure = Figure(figsize=(5.0 * panels, 4.2), layout="constrained")
-    axes = figure.subplots(1, panels)
-    unit = target.report_unit or target.unit
-    _draw_parity(axes[0], predictions.truth[name], predictions.predicted[name], target.unit)
+def _notes(task: TaskSpec, shown: Mapping[str, TargetSpec]) -> list[str]:
+    notes = []
+    if any(target.kind == "forces" for target in shown.values()):
+        notes.append("Forces: errors of components, of atoms that are not fixed.")
+    if any(target.references is not None for target in shown.values()):
+        notes.append(
+            "“Labels vary by” and parity plots are after element references: composition alone explains the rest."
+        )
+    untrained = [name for name, target in task.targets.items() if target.coefficient == 0.0]
+    if untrained:
+        notes.append(f"Not trained, and not shown: {', '.join(untrained)}.")
+    return notes
+
+
+def _section(predictions: SplitPredictions, name: str, target: TargetSpec, dataset: ShardDataset) -> dict[str, Any]:
+    worst = worst_structures(predictions, name, target, dataset)
+    return {
+        "name": name,
+        "lead": "",
+        "unit": _unit(target) or "by error",
+        "charts": _charts(predictions, name, target),
+        "worst": [
+            {
+                "figure": draw_structure(entry.structure),
+                "error": _figure(entry.error),
+                "formula": entry.formula,
+                "source_id": entry.structure.source_id,
+                "short_id": entry.structure.source_id.rpartition("/")[2],
+                "numbers": entry.structure.atomic_numbers.tolist(),
+            }
+            for entry in worst
+            if entry.error > 0
+        ],
+    }
+
+
+def _charts(predictions: SplitPredictions, name: str, target: TargetSpec) -> list[dict[str, Any]]:
+    truth, predicted = predictions.truth[name], predictions.predicted[name]
     by_element = error_by_element(predictions, name, target)
-    axes[1].bar(list(by_element), list(by_element.values()))
-    axes[1].set_title(f"MAE by element ({unit})", fontsize=10)
+    unit = _unit(target)
+    if target.kind == "class":
+        return [{"title": "Right and wrong", "figure": draw.confusion(_confusion(truth, predicted, target))}]
+    if target.kind == "forces":
+        truth, predicted = truth[predictions.free], predicted[predictions.free]
+        label = f"component, {target.unit}"
+    else:
+        truth, predicted = predictions.relative(truth, name), predictions.relative(predicted, name)
+        label = ", ".join(part for part in (name, target.unit) if part)
+    charts = [{"title": "Parity", "figure": draw.parity(truth.ravel(), predicted.ravel(), label=label)}]
+    if target.kind != "forces":
+        errors = (predicted - truth) * target.report_scale
+        charts.append({"title": "Distribution of errors", "figure": draw.error_histogram(errors, label=unit)})
+    if target.kind == "forces" or len({count for _, count in by_element.values()}) > 1:
+        charts.append({"title": "Error by element", "figure": draw.element_bars(by_element, label=unit)})
     if target.kind == "forces":
         ends, errors = error_by_force(predictions, name, target)
-        axes[2].plot(ends, errors, marker="o")
-        axes[2].set_title(f"MAE by length of the true force ({unit})", fontsize=10)
-        axes[2].set_xlabel("eV/Å, equal numbers of atoms")
-    return figure
+        charts.append({"title": "Error by size of the force", "figure": draw.force_bars(ends, errors, label=unit)})
+    return charts
 
 
-def _draw_parity(axes: Axes, truth: Array, predicted: Array, unit: str) -> None:
-    x, y = truth.ravel(), predicted.ravel()
-    known = np.isfinite(x)
-    x, y = x[known], y[known]
-    if len(x) > 2000:
-        axes.hexbin(x, y, gridsize=60, bins="log", cmap="viridis", mincnt=1)
-    else:
-        axes.scatter(x, y, s=6, alpha=0.6)
-    if len(x):
-        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-        axes.plot(ends, ends, color="grey", linewidth=0.8)
-    axes.set_xlabel(f"label ({unit})")
-    axes.set_ylabel("predicted")
-    axes.set_title("parity", fontsize=10)
+def _confusion(truth: Array, logits: Array, target: TargetSpec) -> Array:
+    chosen = logits.argmax(axis=-1) if logits.ndim > 1 else (logits > 0).astype(np.int64)
+    counts = np.zeros((target.num_classes, target.num_classes), np.int64)
+    np.add.at(counts, (truth.astype(np.int64), chosen), 1)
+    return counts
 
 
-def _learning_curves(folder: Path, task: TaskSpec) -> Figure:
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    loss, errors = figure.subplots(1, 2)
-    training, validation = read_rows(folder, "training"), read_rows(folder, "validation")
-    loss.plot([row["step"] for row in training], [row["loss"] for row in training], alpha=0.6, label="training")
-    loss.plot([row["step"] for row in validation], [row["loss"] for row in validation], marker="o", label="validation")
-    loss.set_title("loss", fontsize=10)
-    loss.set_yscale("log")
-    loss.legend(fontsize=8)
+def _curves(run: Path, task: TaskSpec) -> list[dict[str, Any]]:
+    training, validation = read_rows(run, "training"), read_rows(run, "validation")
+    if not training or not validation:
+        return []
     target = task.targets[task.primary]
-    errors.plot([row["step"] for row in validation], [row[task.primary] for row in validation], marker="o")
-    errors.set_title(f"validation {task.primary}: {target.metric} ({target.report_unit or target.unit})", fontsize=10)
-    for axes in (loss, errors):
-        axes.set_xlabel("optimiser steps")
-        axes.grid(alpha=0.3)
-    return figure
+    values = _column(validation, task.primary)
+    best = validation[int(np.nanargmax(values) if task.higher_is_better else np.nanargmin(values))]["step"]
+    losses = [
+        ("training", [row["step"] for row in training], _column(training, "loss")),
+        ("validation", [row["step"] for row in validation], _column(validation, "loss")),
+    ]
+    error = [(task.primary, [row["step"] for row in validation], values)]
+    rate = [("rate", [row["step"] for row in training], [row["lr"] for row in training])]
+    label = f"{task.primary}, {_unit(target)}" if _unit(target) else task.primary
+    return [
+        {
+            "title": "Validation error",
+            "figure": draw.curves(error, label=label, logarithmic=target.kind != "class", best=best),
+        },
+        {"title": "Loss", "figure": draw.curves(losses, label="loss", logarithmic=True, best=best)},
+        {
+            "title": "Largest learning rate",
+            "figure": draw.curves(rate, label="learning rate", logarithmic=False, best=None),
+        },
+    ]
 
 
-def _image(figure: Figure) -> str:
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+def _column(rows: list[dict[str, Any]], name: str) -> list[float]:
+    return [math.nan if row[name] is None else row[name] for row in rows]
+
+
+def _usage(task: TaskSpec, context: ReportContext) -> str:
+    if not context.usage or context.run is None:
+        return ""
+    trained = {target.kind for target in task.targets.values() if target.coefficient > 0.0}
+    if "forces" in trained or "energy" in trained:
+        return (
+            "from jmp_model import JMPCalculator\n\n"
+            f"atoms.calc = JMPCalculator({str(context.run.absolute())!r})\n"
+            "atoms.get_potential_energy(), atoms.get_forces()"
+        )
+    return f'from jmp_model import load_model\n\nmodel = load_model("{context.run.absolute()}")\nmodel(atoms)'
 
 
 def _figure(value: float | None) -> str:

@@ -56,13 +56,14 @@ class ResultRow:
         """Folds that were run."""
         return tuple(sorted({fold for _, fold, _ in self.scores if fold is not None}))
 
-    def compared(self, size: str) -> float | None:
-        """Published figure of JMP-S ("small") or JMP-L ("large") for the folds that were run."""
+    def compared(self, model: str) -> float | None:
+        """Published figure of JMP-S, JMP-L, scratch-S or scratch-L for the folds that were run, if there is one.
+
+        Single folds are published for fold 0 only; anything else is compared with means over five.
+        """
         if self.published is None:
             return None
-        folds: float | None = getattr(self.published, f"jmp_{size}_folds")
-        single: float | None = getattr(self.published, f"jmp_{size}")
-        return folds if folds is not None and len(self.folds) == 5 else single
+        return self.published.figures(fold=0 if self.folds in ((), (0,)) else 1).get(model)
 
 
 def collect_results(runs: Iterable[Path]) -> list[ResultRow]:
@@ -125,10 +126,7 @@ def table_cells(rows: Sequence[ResultRow]) -> list[list[str]]:
             str(len(row.scores)),
             _figure(row.mean),
             _figure(row.spread),
-            _figure(row.compared("small")),
-            _figure(row.compared("large")),
-            _figure(None if row.published is None else row.published.scratch_small),
-            _figure(None if row.published is None else row.published.scratch_large),
+            *[_figure(row.compared(model)) for model in COLUMNS[-4:]],
         ]
         for row in rows
     ]

@@ -11,19 +11,18 @@ from lightning_fabric import Fabric
 
 from jmp_data import StreamLoader
 from jmp_data.errors import ManifestError
+from jmp_model.finetune.checks import check_data, check_elements, check_parameters, elements_only_outside_training
 from jmp_model.finetune.config import FinetuneConfig
-from jmp_model.finetune.data import Splits, check_elements, open_splits, stream, with_graphs
+from jmp_model.finetune.data import Splits, stream
 from jmp_model.finetune.groups import LayerGroup, layer_groups
-from jmp_model.finetune.model import KIND, build_model, freeze, keep_heads, load_pretrained, restore_model
+from jmp_model.finetune.model import KIND, freeze
 from jmp_model.finetune.objective import Objective
-from jmp_model.finetune.scales import TargetScale, resolve_scales
+from jmp_model.finetune.prepare_model import prepare_model
 from jmp_model.finetune.schedule import EarlyStop, GroupSchedule, Plateau, group_schedule, total_steps
 from jmp_model.finetune.step import FineTuneStep
-from jmp_model.finetune.tasks import TaskSpec
 from jmp_model.finetune.watcher import FinetuneWatcher
-from jmp_model.gemnet_oc.scaling import fit_scale_factors, scale_factors, unfitted_scales
+from jmp_model.heads.force_scale import ForceScale
 from jmp_model.model import FineTuningModel, shared_basis_divisors
-from jmp_model.presets import preset
 from jmp_model.train.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors
 from jmp_model.train.ema import WeightAverage
 from jmp_model.train.sharding import whole
@@ -45,6 +44,7 @@ class Run:
         plateau, early_stop: what follows the validations.
         total_steps: at which the run ends at the latest.
         start: steps done before this run.
+        seconds_before: time that those took.
     """
 
     config: FinetuneConfig
@@ -59,6 +59,7 @@ class Run:
     early_stop: EarlyStop
     total_steps: int
     start: int = 0
+    seconds_before: float = 0.0
 
     @property
     def module(self) -> FineTuningModel:
@@ -70,7 +71,7 @@ class Run:
         """Rate of each group at a step."""
         return [schedule(step) * self.plateau.scale for schedule in self.schedules]
 
-    def checkpoint(self, steps_done: int, *, with_optimizer: bool) -> Checkpoint:
+    def checkpoint(self, steps_done: int, seconds: float, *, with_optimizer: bool) -> Checkpoint:
         """Gather what a checkpoint holds; collective."""
         parameters = dict(self.module.named_parameters())
         average = {} if self.step.average is None else self.step.average.average
@@ -95,7 +96,9 @@ class Run:
                 "elements": _elements(self.splits),
                 "plateau": self.plateau.state_dict(),
                 "early_stop": self.early_stop.state_dict(),
+                "seconds": seconds,
                 "precision": self.fabric.strategy.precision.state_dict(),
+                "force_scale": None if self.module.force_scale is None else self.module.force_scale.state_dict(),
             },
         )
 
@@ -108,13 +111,18 @@ def prepare(config: FinetuneConfig, fabric: Fabric, *, resume: Checkpoint | None
         CheckpointError: the checkpoint does not fit.
     """
     task = config.task
-    splits = open_splits(task, config.data, config.fold)
+    splits = check_data(config)
+    outside = elements_only_outside_training(splits)
+    if outside and resume is None:
+        watcher.message(outside)
     start = None if config.start is None or resume is not None else _read_start(config.start)
     if start is not None:
         check_elements(config, splits.train, start)
+    if resume is None:
+        check_parameters(config, start)
     train = _training_stream(config, splits, fabric)
     torch.manual_seed(config.seed)
-    module, scales = _build(config, splits, start, resume, watcher, fabric)
+    module, scales = prepare_model(config, splits, start, resume, watcher, fabric)
     frozen = freeze(module, config.freeze)
     if frozen:
         watcher.message(f"{len(frozen)} parameters stay as they are")
@@ -180,63 +188,12 @@ def _training_stream(config: FinetuneConfig, splits: Splits, fabric: Fabric) -> 
     )
 
 
-def _build(
-    config: FinetuneConfig,
-    splits: Splits,
-    start: Checkpoint | None,
-    resume: Checkpoint | None,
-    watcher: FinetuneWatcher,
-    fabric: Fabric,
-) -> tuple[FineTuningModel, dict[str, TargetScale]]:
-    task, kept = config.task, config.keep_heads is not None
-    if resume is not None:
-        return restore_model(resume, str(config.out))
-    if start is not None:
-        module = build_model(task, start.backbone, kept_heads=kept)
-        load_pretrained(module, start, str(config.start))
-    else:
-        if kept:
-            raise ManifestError("keep_heads needs a checkpoint to keep them from: give start")
-        module = build_model(task, preset(config.model, **config.model_changes))
-    scales = resolve_scales(_without_fits(task) if kept else task, config.fold, splits.train)
-    if start is not None and config.keep_heads is not None:
-        scales |= keep_heads(module, task, start, config.keep_heads, str(config.start))
-    if unfitted_scales(module):
-        _fit_scale_factors(module, config, splits, fabric)
-        count = sum(1 for _ in scale_factors(module))
-        watcher.message(f"Fitted {count} scale factors on {config.scale_batches} training batches")
-    return module, scales
-
-
-def _without_fits(task: TaskSpec) -> TaskSpec:
-    """Kept heads bring their scales; do not fit them first."""
-    changes = {"mean": 0.0, "std": 1.0, "references": None}
-    targets = {
-        name: target.model_copy(update=changes) if target.kind in ("energy", "forces") else target
-        for name, target in task.targets.items()
-    }
-    return task.model_copy(update={"targets": targets})
-
-
-def _fit_scale_factors(module: FineTuningModel, config: FinetuneConfig, splits: Splits, fabric: Fabric) -> None:
-    batches = stream(
-        splits.train,
-        config.task,
-        batch_size=config.batch_size,
-        first=config.data.train_first,
-        shuffle=True,
-        seed=config.seed,
-    )
-    limited = zip(with_graphs(batches, config.task.graph), range(config.scale_batches), strict=False)
-    fitted = fabric.broadcast(fit_scale_factors(module, [batch.clone() for batch, _ in limited]))
-    for name, factor in scale_factors(module):
-        factor.set(fitted[name])
-
-
 def _build_step(
     config: FinetuneConfig, fabric: Fabric, module: FineTuningModel, groups: list[LayerGroup], objective: Objective
 ) -> FineTuneStep:
     o = config.optimizer
+    if module.forces_from_gradient and getattr(fabric.strategy.precision, "scaler", None) is not None:
+        module.force_scale = ForceScale()
     forward = fabric.setup_module(torch.compile(module, dynamic=True) if config.hardware.compile else module)
     parameters = dict(module.named_parameters())
     optimizer = torch.optim.AdamW(
@@ -263,14 +220,17 @@ def _build_step(
 def _restore(run: Run, checkpoint: Checkpoint) -> None:
     tensors = dict(checkpoint.optimizer)
     torch.set_rng_state(tensors.pop("random/cpu"))
-    load_optimizer_tensors(run.step.bare_optimizer, run.module, tensors)
+    if checkpoint.step:
+        load_optimizer_tensors(run.step.bare_optimizer, run.module, tensors)
     if run.step.average is not None:
         run.step.average.load(checkpoint.average)
     run.train.load_state_dict(dict(checkpoint.stream or {}))
     run.plateau.load_state_dict(checkpoint.extra["plateau"])
     run.early_stop.load_state_dict(checkpoint.extra["early_stop"])
     run.fabric.strategy.precision.load_state_dict(dict(checkpoint.extra.get("precision", {})))
-    run.start = checkpoint.step
+    if run.module.force_scale is not None and checkpoint.extra.get("force_scale"):
+        run.module.force_scale.load_state_dict(checkpoint.extra["force_scale"])
+    run.start, run.seconds_before = checkpoint.step, float(checkpoint.extra["seconds"])
 
 
 def _elements(splits: Splits) -> list[int]:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from jmp_data import ShardDataset
 from jmp_data.errors import ManifestError
-from jmp_data.schema import Block
 from jmp_model.finetune.tasks import TargetSpec, TaskSpec
 from jmp_model.train.targets import NUM_ELEMENTS
 
@@ -122,11 +121,9 @@ def fit_scale(
             values = block.columns[column].astype(np.float64)
             square, count = square + float(np.nansum(values**2)), count + float(np.isfinite(values).sum())
         return TargetScale(0.0, _checked_std(math.sqrt(square / max(1.0, count)), dataset, column))
-    counts, values = _element_counts(dataset, column)
+    counts, values = element_counts(dataset, column)
     if fit_reference:
-        present = np.flatnonzero(counts.any(axis=0))
-        solution = np.linalg.lstsq(counts[:, present], values, rcond=1e-10)[0]
-        reference = {int(z): float(value) for z, value in zip(present, solution, strict=True)}
+        reference = fit_references(counts, values)
     if reference:
         table = np.zeros(NUM_ELEMENTS)
         table[list(reference)] = list(reference.values())
@@ -134,11 +131,23 @@ def fit_scale(
     return TargetScale(float(values.mean()), _checked_std(float(values.std()), dataset, column), reference)
 
 
-def _element_counts(dataset: ShardDataset, column: str) -> tuple[Array, Array]:
-    """(n, 119) element counts and (n,) values of the structures that have one."""
+def fit_references(counts: Array, values: Array) -> dict[int, float]:
+    """Least squares of values, (n,), on element counts, (n, elements), no intercept; unknown values are left out."""
+    known = np.isfinite(values)
+    present = np.flatnonzero(counts[known].any(axis=0))
+    solution = np.linalg.lstsq(counts[known][:, present], values[known], rcond=1e-10)[0]
+    return {int(z): float(value) for z, value in zip(present, solution, strict=True)}
+
+
+def element_counts(dataset: ShardDataset, column: str) -> tuple[Array, Array]:
+    """(n, elements) element counts and (n,) values of the structures that have one.
+
+    Raises:
+        ManifestError: none has.
+    """
     rows, found = [], []
     for block in dataset.blocks(["atomic_numbers", column]):
-        rows.append(_count(block))
+        rows.append(count_elements(block.atomic_numbers, block.natoms))
         found.append(block.columns[column].astype(np.float64))
     values = np.concatenate(found) if found else np.zeros(0)
     known = np.isfinite(values)
@@ -147,10 +156,11 @@ def _element_counts(dataset: ShardDataset, column: str) -> tuple[Array, Array]:
     return np.concatenate(rows)[known], values[known]
 
 
-def _count(block: Block) -> Array:
-    structure = np.repeat(np.arange(len(block)), block.natoms)
-    flat = np.bincount(structure * NUM_ELEMENTS + block.atomic_numbers, minlength=len(block) * NUM_ELEMENTS)
-    return flat.reshape(len(block), NUM_ELEMENTS).astype(np.float64)
+def count_elements(atomic_numbers: npt.NDArray[Any], natoms: npt.NDArray[Any]) -> Array:
+    """(n, elements) how many atoms of each element each structure has."""
+    structure = np.repeat(np.arange(len(natoms)), natoms)
+    flat = np.bincount(structure * NUM_ELEMENTS + atomic_numbers, minlength=len(natoms) * NUM_ELEMENTS)
+    return flat.reshape(len(natoms), NUM_ELEMENTS).astype(np.float64)
 
 
 def _checked_std(std: float, dataset: ShardDataset, column: str) -> float:

@@ -87,7 +87,7 @@ class FineTuneStep:
         skipped = not finite and getattr(self.fabric.strategy.precision, "scaler", None) is not None
         if not math.isfinite(loss) or not (finite or skipped):
             which = "" if finite else " not"
-            raise NonFiniteError(f"step {step}: the loss is {loss}, gradients are{which} finite; nothing was updated")
+            raise NonFiniteError(f"step {step}: the loss is {loss}, gradients are{which} finite")
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.module)

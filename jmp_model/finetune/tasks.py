@@ -6,7 +6,7 @@ YAML file with the fields of `TaskSpec`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Literal
 
@@ -91,6 +91,16 @@ class Published(_Section):
     """Mean over five folds; the others are fold 0."""
     jmp_large_folds: float | None = None
 
+    def figures(self, *, fold: int = 0) -> dict[str, float]:
+        """Model of the paper → figure to compare a run with; for other folds than 0, means over five folds."""
+        found = {
+            "JMP-S": self.jmp_small_folds if fold else self.jmp_small,
+            "JMP-L": self.jmp_large_folds if fold else self.jmp_large,
+            "scratch-S": None if fold else self.scratch_small,
+            "scratch-L": None if fold else self.scratch_large,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
 
 class TaskSpec(_Section):
     """One fine-tuning task."""
@@ -109,7 +119,6 @@ class TaskSpec(_Section):
     """How many folds the task has; its splits are fold<k>_train and so on then."""
     graph: GraphSpec
     batch_size: int = Field(default=32, ge=1)
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     settings: dict[str, Any] = Field(default_factory=dict)
     """Changes to the common fine-tuning recipe, as dotted keys."""
     published: Published | None = None
@@ -150,6 +159,19 @@ class TaskSpec(_Section):
         if not 0 <= fold < self.folds:
             raise ManifestError(f"{self.name} has folds 0 to {self.folds - 1}, not {fold}")
 
+    def with_forces(self, forces: Forces) -> TaskSpec:
+        """The same task with forces made in another way.
+
+        Raises:
+            ManifestError: it has no forces, or no energy whose gradient they could be.
+        """
+        kinds = {target.kind for target in self.targets.values()}
+        if "forces" not in kinds:
+            raise ManifestError(f"{self.name} has no forces; its targets are {', '.join(self.targets)}")
+        if forces == "gradient" and "energy" not in kinds:
+            raise ManifestError(f"{self.name} has no energy whose gradient its forces could be")
+        return self.model_copy(update={"forces": forces})
+
     def column(self, target: str) -> str:
         """Column of the data set that holds a target."""
         return self.targets[target].column or target
@@ -172,21 +194,45 @@ def paper_tasks() -> list[TaskSpec]:
 
 
 def find_task(name: str) -> TaskSpec:
-    """A shipped task by name, or one's own from a YAML file.
+    """A shipped task by name, several of one data set such as qm9:homo,lumo, or one's own from a YAML file.
 
     Raises:
         ManifestError: no such task; the message names those of the same data set.
     """
     if name.endswith((".yaml", ".yml")):
         return parse_settings(TaskSpec, read_recipe(name), where=name)
+    dataset, _, parts = name.partition(":")
+    if "," in parts:
+        return combine_tasks([find_task(f"{dataset}:{part}") for part in parts.split(",")])
     tasks = published_tasks()
     if name in tasks:
         return tasks[name]
-    dataset = name.partition(":")[0]
     same = [task for task in tasks if task.partition(":")[0] == dataset]
     if same:
         raise ManifestError(f"unknown task {name!r}; {dataset} has {', '.join(same)}")
     raise ManifestError(f"unknown task {name!r}: give dataset:target with one of {', '.join(DATASETS)}, or a YAML file")
+
+
+def combine_tasks(tasks: Sequence[TaskSpec]) -> TaskSpec:
+    """Learn the targets of several tasks with one model; the first task's primary target picks the best weights.
+
+    Raises:
+        ManifestError: they are not about the same structures, or share a target.
+    """
+    first = tasks[0]
+    names = [name for task in tasks for name in task.targets]
+    for task in tasks[1:]:
+        if (task.folder, task.graph, task.folds, task.forces) != (first.folder, first.graph, first.folds, first.forces):
+            raise ManifestError(f"{first.name} and {task.name} are about different structures: train two models")
+    if len(set(names)) < len(names):
+        raise ManifestError(f"{', '.join(task.name for task in tasks)}: a target is named twice")
+    return first.model_copy(
+        update={
+            "name": ",".join([first.name, *(task.name.partition(":")[2] for task in tasks[1:])]),
+            "targets": {name: target for task in tasks for name, target in task.targets.items()},
+            "published": None,
+        }
+    )
 
 
 def _read_table(dataset: str) -> list[TaskSpec]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from jmp_data.errors import ManifestError
@@ -17,6 +16,7 @@ from jmp_model.finetune.model import restore_model
 from jmp_model.finetune.objective import Sums
 from jmp_model.finetune.predictions import predict_split
 from jmp_model.finetune.report import write_report
+from jmp_model.finetune.result import FinetuneResult, metrics_of_row, report_context, summarize
 from jmp_model.finetune.run import Run, prepare
 from jmp_model.finetune.step import MicroBatch, StepReport
 from jmp_model.finetune.watcher import FinetuneWatcher, SilentFinetuneWatcher
@@ -31,41 +31,17 @@ from jmp_model.train.checkpoint import (
 from jmp_model.train.config import CONFIG_FILE, save_config
 from jmp_model.train.data import split_batch
 from jmp_model.train.distributed import build_fabric
+from jmp_model.train.memory import memory_hint
 from jmp_model.train.metrics_log import MetricsLog, read_rows
+from jmp_model.train.nonfinite import add_findings, nonfinite_folder, save_batch
 from jmp_model.train.setup import refuse_changed_settings
 from jmp_model.train.sharding import assign
+from jmp_model.train.step import NonFiniteError
 from jmp_model.train.stopping import StopRequest
 
 BEST = "best"
 SUMMARY_FILE = "summary.json"
 _FREE_ON_RESUME = ("hardware", "out", "log_every", "report", "start")
-
-
-@dataclass(frozen=True)
-class FinetuneResult:
-    """What a run leaves.
-
-    Attributes:
-        out: run folder.
-        best: checkpoint with the best weights by validation; they alone, without optimiser.
-        steps: optimiser steps done.
-        epochs: passes over the training split.
-        stopped: why it ended.
-        before: validation metrics before the first step.
-        validation: of the best weights.
-        test: of the best weights; empty without a test split.
-        seconds: of this call.
-    """
-
-    out: Path
-    best: Path
-    steps: int
-    epochs: float
-    stopped: str
-    before: dict[str, float]
-    validation: dict[str, float]
-    test: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
 
 
 def finetune(config: FinetuneConfig, *, resume: bool = False, watcher: FinetuneWatcher | None = None) -> FinetuneResult:
@@ -102,11 +78,20 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, watcher: FinetuneW
 def _checkpoint_to_resume(config: FinetuneConfig, resume: bool) -> Checkpoint | None:
     if resume:
         checkpoint = read_checkpoint(config.out)
-        refuse_changed_settings(checkpoint.config, config.model_dump(mode="json"), config.out, free=_FREE_ON_RESUME)
+        refuse_other_settings(config, checkpoint.config)
         return checkpoint
     if (config.out / "checkpoints").exists():
         raise ManifestError(f"{config.out}: already holds a run; go on with --resume, or choose another folder")
     return None
+
+
+def refuse_other_settings(config: FinetuneConfig, before: Mapping[str, Any]) -> None:
+    """Refuse to go on with, or to count as done, a run that another configuration started.
+
+    Raises:
+        ManifestError: names the first setting that differs, with both values.
+    """
+    refuse_changed_settings(before, config.model_dump(mode="json"), config.out, free=_FREE_ON_RESUME)
 
 
 class _Loop:
@@ -118,23 +103,41 @@ class _Loop:
         self.reason = ""
         self.log = MetricsLog(run.config.out, run.start) if run.fabric.is_global_zero else None
         self._window = Sums({})
+        self._begin = time.perf_counter() - run.seconds_before
+        hours = run.config.stop.max_hours
+        self._budget = StopRequest(None if hours is None else max(0.0, hours - run.seconds_before / 3600.0))
 
     def train(self) -> None:
         """Train until the schedule ends, patience is used up, or told to stop."""
+        run = self.run
         if self.done == 0:
             self.validate()
         while not self._ended():
-            for batch in self.run.train:
+            epoch_began = time.perf_counter()
+            for batch in run.train:
                 self._step(batch)
-                if self.done >= self.run.total_steps or self.stop.due(self.run.fabric):
+                if self.done >= run.total_steps or self._out_of_time():
                     break
             interrupted = bool(self.stop.reason)
             if not interrupted:
                 self.validate()
+                if self.done == len(run.train):
+                    self._tell_duration(time.perf_counter() - epoch_began)
             self.save()
             if interrupted:
                 self.reason = self.stop.reason
                 return
+
+    def _tell_duration(self, seconds: float) -> None:
+        cosine = self.run.schedules[0].cosine_steps / len(self.run.train)
+        self.watcher.message(
+            f"One epoch takes {_duration(seconds)}: the cosine ends after {_duration(cosine * seconds)}, then training "
+            "goes on while it helps"
+        )
+
+    def _out_of_time(self) -> bool:
+        fabric = self.run.fabric
+        return self.stop.due(fabric) or self._budget.due(fabric)
 
     def _ended(self) -> bool:
         run = self.run
@@ -144,6 +147,8 @@ class _Loop:
             self.reason = f"no improvement in {run.config.stop.patience} validations"
         elif self.done and max(run.rates(self.done)) < run.config.stop.min_lr:
             self.reason = "learning rate below its minimum"
+        elif self._budget.reason:
+            self.reason = f"trained for {run.config.stop.max_hours} hours"
         return bool(self.reason)
 
     def _step(self, batch: Any) -> None:
@@ -153,7 +158,12 @@ class _Loop:
         micro_batches = [
             MicroBatch(run.fabric.to_device(part), run.objective.targets(part).to(device)) for part in parts
         ]
-        report = run.step(self.done, micro_batches, run.rates(self.done))
+        try:
+            with memory_hint(self.done, structures=run.config.batch_size, micro_batches=run.config.data.micro_batches):
+                report = run.step(self.done, micro_batches, run.rates(self.done))
+        except NonFiniteError as error:
+            self._keep_nonfinite(error, micro_batches)
+            raise
         self.done += 1
         self.watcher.step_done(report, run.total_steps)
         self._log(report)
@@ -167,6 +177,21 @@ class _Loop:
         row = {"epoch": self.done / len(self.run.train), "lr": report.lr, "loss": loss, **metrics}
         self.log.add("training", self.done, row)
         self._window = Sums({})
+
+    def _keep_nonfinite(self, error: NonFiniteError, micro_batches: list[MicroBatch]) -> None:
+        run = self.run
+        folder = nonfinite_folder(run.config.out, self.done)
+        train = run.splits.train
+        lines = save_batch(
+            folder, [m.inputs for m in micro_batches], lambda _: (train.name, train), run.fabric.global_rank
+        )
+        checkpoint = self._checkpoint(with_optimizer=True)
+        if run.fabric.is_global_zero:
+            write_checkpoint(checkpoint, folder / "checkpoint")
+        add_findings(error, folder, lines)
+
+    def _checkpoint(self, *, with_optimizer: bool) -> Checkpoint:
+        return self.run.checkpoint(self.done, time.perf_counter() - self._begin, with_optimizer=with_optimizer)
 
     def validate(self) -> None:
         """Measure, keep the best weights, and let the plateau rule and patience see the result."""
@@ -198,14 +223,14 @@ class _Loop:
             )
 
     def _keep_best(self) -> None:
-        checkpoint = self.run.checkpoint(self.done, with_optimizer=False)
+        checkpoint = self._checkpoint(with_optimizer=False)
         if self.run.fabric.is_global_zero:
             write_checkpoint(checkpoint, self.run.config.out / BEST)
         self.run.fabric.barrier()
 
     def save(self) -> None:
         """Write a checkpoint to go on from; the one before goes."""
-        checkpoint = self.run.checkpoint(self.done, with_optimizer=True)
+        checkpoint = self._checkpoint(with_optimizer=True)
         if self.run.fabric.is_global_zero:
             write_checkpoint(checkpoint, checkpoint_folder(self.run.config.out, self.done))
             prune_checkpoints(self.run.config.out, 1)
@@ -233,8 +258,9 @@ class _Loop:
             steps=self.done,
             epochs=self.done / len(run.train),
             stopped=self.reason,
-            before=_metrics(rows[0], run),
-            validation=_metrics(next(row for row in rows if row["step"] == best.step), run),
+            finished=not self.stop.reason,
+            before=metrics_of_row(rows[0], run),
+            validation=metrics_of_row(next(row for row in rows if row["step"] == best.step), run),
             test=self._measure("test") if run.splits.test is not None and not self.stop.reason else {},
             seconds=time.perf_counter() - begin,
         )
@@ -258,38 +284,10 @@ class _Loop:
             first=getattr(run.config.data, f"{split}_first"),
             device=run.fabric.device,
         )
-        start = "from scratch" if run.config.start is None else f"started from {run.config.start}"
-        facts = [
-            f"{start}, {result.steps} steps, {result.epochs:.1f} epochs; {result.stopped}",
-            f"trained on {len(run.splits.train)} structures of {run.splits.train.path}",
-            f"this page is about {len(predictions.natoms)} structures of {dataset.path}",
-        ]
-        write_report(run.config.out, run.config.task, predictions, dataset, facts=facts)
+        write_report(run.config.out, run.config.task, predictions, dataset, report_context(result, run, dataset))
 
 
-def _metrics(row: dict[str, Any], run: Run) -> dict[str, float]:
-    return {name: row[name] for name in run.config.task.targets if row.get(name) is not None}
-
-
-def summarize(result: FinetuneResult, run: Run) -> dict[str, Any]:
-    """What `summary.json` holds."""
-    config = run.config
-    return {
-        "task": config.task.name,
-        "fold": config.fold,
-        "seed": config.seed,
-        "start": None if config.start is None else str(config.start),
-        "model": {"num_blocks": run.module.config.num_blocks, "emb_size_edge": run.module.config.emb_size_edge},
-        "parameters": sum(parameter.numel() for parameter in run.module.parameters()),
-        "steps": result.steps,
-        "epochs": round(result.epochs, 4),
-        "stopped": result.stopped,
-        "seconds": round(result.seconds, 3),
-        "primary": config.task.primary,
-        "metrics": {name: target.metric for name, target in config.task.targets.items()},
-        "units": {name: target.report_unit or target.unit for name, target in config.task.targets.items()},
-        "validation_before": result.before,
-        "validation": result.validation,
-        "test": result.test,
-        "train_structures": len(run.splits.train),
-    }
+def _duration(seconds: float) -> str:
+    if seconds < 100.0:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60.0:.0f} min" if seconds < 6000.0 else f"{seconds / 3600.0:.1f} h"

@@ -288,7 +288,8 @@ def _build_step(
 def _restore(run: Run, checkpoint: Checkpoint) -> None:
     tensors = dict(checkpoint.optimizer)
     torch.set_rng_state(tensors.pop("random/cpu"))
-    load_optimizer_tensors(run.step.bare_optimizer, run.module, tensors)
+    if checkpoint.step:
+        load_optimizer_tensors(run.step.bare_optimizer, run.module, tensors)
     run.step.average.load(checkpoint.average)
     if checkpoint.stream is None:
         raise CheckpointError(f"{run.config.out}: the checkpoint has no stream position; use it with init_from instead")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from jmp_data import ShardDataset
 from jmp_data.errors import ManifestError
 from jmp_model.train.checkpoint import (
     Checkpoint,
@@ -22,9 +23,10 @@ from jmp_model.train.checkpoint import (
 from jmp_model.train.config import CONFIG_FILE, PretrainConfig, save_config
 from jmp_model.train.data import split_batch
 from jmp_model.train.distributed import build_fabric
+from jmp_model.train.memory import memory_hint
 from jmp_model.train.metrics import TaskSums
 from jmp_model.train.metrics_log import MetricsLog, read_rows
-from jmp_model.train.nonfinite import save_batch
+from jmp_model.train.nonfinite import add_findings, nonfinite_folder, save_batch
 from jmp_model.train.plots import plot_loss_curves
 from jmp_model.train.progress import SilentWatcher, Watcher
 from jmp_model.train.result import PretrainResult, errors_of_row, summarize
@@ -119,23 +121,26 @@ class _Loop:
         return [MicroBatch(run.fabric.to_device(part), run.normalizer.normalize(part).to(device)) for part in parts]
 
     def _step(self, micro_batches: list[MicroBatch]) -> StepReport:
+        data = self.run.config.data
         try:
-            return self.run.step(self.done, micro_batches)
+            with memory_hint(self.done, structures=data.batch_size, micro_batches=data.micro_batches):
+                return self.run.step(self.done, micro_batches)
         except NonFiniteError as error:
             self._keep_nonfinite(error, micro_batches)
             raise
 
     def _keep_nonfinite(self, error: NonFiniteError, micro_batches: list[MicroBatch]) -> None:
         run = self.run
-        folder = run.config.out / "nonfinite" / f"step-{self.done:08d}"
-        lines = save_batch(folder, [m.inputs for m in micro_batches], run.mixture, run.fabric.global_rank)
+        folder = nonfinite_folder(run.config.out, self.done)
+        lines = save_batch(folder, [m.inputs for m in micro_batches], self._dataset, run.fabric.global_rank)
         checkpoint = run.checkpoint(self.done)
         if self.is_writer:
             write_checkpoint(checkpoint, folder / "checkpoint")
-        error.args = (
-            f"{error}; the weights were not updated. Batch and weights are in {folder}: look at them with --replay. "
-            f"The batch holds {', '.join(lines)}",
-        )
+        add_findings(error, folder, lines)
+
+    def _dataset(self, index: int) -> tuple[str, ShardDataset]:
+        member = self.run.mixture.members[index]
+        return member.name, member.dataset
 
     def _due(self, every: int) -> bool:
         """Whether a periodic action is due; the last step always is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,19 @@ import pytest
 from ase.io import write
 
 from jmp_data import open_dataset
-from jmp_data.errors import ManifestError
+from jmp_data.errors import CheckpointError, ManifestError
 from jmp_model.finetune.config import DataSettings
+from jmp_model.finetune.error_analysis import (
+    error_by_element,
+    error_by_force,
+    structure_errors,
+    summarize_errors,
+    worst_structures,
+)
 from jmp_model.finetune.evaluate import evaluate_checkpoint
 from jmp_model.finetune.own_data import finetune_files
 from jmp_model.finetune.own_task import own_task
 from jmp_model.finetune.predictions import SplitPredictions, score
-from jmp_model.finetune.report import error_by_element, error_by_force, structure_errors, worst_structures
 from jmp_model.finetune.tasks import TargetSpec
 from jmp_model.finetune.trainer import finetune
 from jmp_model.finetune.watcher import SilentFinetuneWatcher
@@ -55,9 +62,41 @@ def test_a_pretrained_model_needs_a_task_and_heads(root: Path, pretrained: Path)
 
 def test_report_page(force_run) -> None:
     page = (force_run.out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3  # learning curves, energies, forces
-    for text in ("small:forces", "worst structures", "molecule 0", "meV/Å", "from scratch"):
+    for text in (
+        "small:forces",
+        "Worst structures",
+        "molecule 0",
+        "meV/Å",
+        "from scratch",
+        "Learning curves",
+        "Error by element",
+        "Error by size of the force",
+        "JMPCalculator",
+    ):
         assert text in page
+    assert page.count('role="img" aria-label="predictions against labels"') == 2
+    # Nothing is fetched: the only addresses are names of XML namespaces.
+    assert set(re.findall(r"https?://[^\"'<> ]+", page)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+    assert "#01020" not in page  # every colour is the page's
+
+
+def test_report_of_classes(root: Path, tmp_path: Path) -> None:
+    result = finetune(small_config(scalar_task("has_oxygen"), root, tmp_path / "run", "report=true"))
+    page = (result.out / "report.html").read_text()
+    assert "confusion matrix" in page
+    assert "balanced accuracy" in page
+
+
+def test_a_model_is_not_measured_on_what_it_does_not_predict(root: Path, force_run) -> None:
+    with pytest.raises(CheckpointError, match=r"predicts energy, forces; small:gap is about gap"):
+        evaluate_checkpoint(force_run.out, task=scalar_task())
+    with pytest.raises(CheckpointError, match=r"makes forces as gradient"):
+        evaluate_checkpoint(force_run.out, task=force_task("direct"))
+    with pytest.raises(ManifestError, match="has its own heads"):
+        evaluate_checkpoint(force_run.out, heads="molecules")
 
 
 def made_up() -> SplitPredictions:
@@ -79,12 +118,17 @@ def test_errors_by_hand() -> None:
     assert score(predictions, "forces", forces) == pytest.approx(1000.0 * (0 + 1 + 3 + 4) / 4)
     assert score(predictions, "energy", energy) == 0.5
     assert structure_errors(predictions, "forces", forces).tolist() == pytest.approx([500.0, 3000.0])
-    assert error_by_element(predictions, "forces", forces) == pytest.approx({"H": 5000 / 3, "C": 4000.0, "O": 1000.0})
+    assert error_by_element(predictions, "forces", forces) == {"H": (1500.0, 2), "C": (4000.0, 1), "O": (1000.0, 1)}
+    summary = summarize_errors(predictions, "forces", forces)
+    assert (summary.mae, summary.count) == (2000.0, 12)
+    assert summary.rmse == pytest.approx(1000.0 * (26 / 4) ** 0.5)
+    assert summary.spread == pytest.approx(1000.0 * 5 / 12)
+    assert summarize_errors(predictions, "energy", energy).mae_per_atom == 0.25
     ends, errors = error_by_force(predictions, "forces", forces)
     assert ends[-1] == 4.0
     assert errors[-1] == 3000.0
     worst = worst_structures(predictions, "forces", forces, list(labelled_molecules(2, 0)), count=1)  # type: ignore[arg-type]
-    assert worst[0].source_id == "molecule 1"
+    assert worst[0].structure.source_id == "molecule 1"
     assert worst[0].error == pytest.approx(3000.0)
 
 

@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from jmp_data import open_dataset
-from jmp_data.errors import CheckpointError, ManifestError
+from jmp_data import Structure, open_dataset, write_dataset
+from jmp_data.errors import CheckpointError, JmpDataError, ManifestError
+from jmp_model.finetune import trainer
 from jmp_model.finetune.config import load_finetune_config
 from jmp_model.finetune.data import attach, stream
 from jmp_model.finetune.model import build_model, keep_heads, load_pretrained, restore_model
 from jmp_model.finetune.objective import Objective
+from jmp_model.finetune.replay import replay
 from jmp_model.finetune.trainer import finetune
 from jmp_model.finetune.watcher import SilentFinetuneWatcher
 from jmp_model.model import PretrainingModel
 from jmp_model.train.checkpoint import read_checkpoint
 from jmp_model.train.metrics_log import read_rows
+from jmp_model.train.step import NonFiniteError
 from tests.jmp_model.finetune.small_tasks import force_task, labelled_molecules, scalar_task, small_config
 
 
@@ -42,7 +45,10 @@ def one_batch(root: Path, task):
 
 @pytest.mark.parametrize("forces", ["gradient", "direct"])
 def test_forces_from_a_checkpoint(root: Path, pretrained: Path, tmp_path: Path, forces: str) -> None:
-    result = finetune(small_config(force_task(forces), root, tmp_path / "run", start=pretrained, steps=16))
+    config = small_config(
+        force_task(forces), root, tmp_path / "run", "optimizer.base_lr=0.001", start=pretrained, steps=16
+    )
+    result = finetune(config)
     assert result.steps == 16
     assert result.validation["forces"] < result.before["forces"]
     assert result.test.keys() == {"energy", "forces", "loss"}
@@ -150,7 +156,7 @@ def test_frozen_parameters_stay_and_are_resumed(root: Path, pretrained: Path, tm
 
 
 def test_best_weights_are_kept_and_tested(root: Path, tmp_path: Path) -> None:
-    result = finetune(small_config(scalar_task(), root, tmp_path / "run", "optimizer.base_lr=0.3", steps=12))
+    result = finetune(small_config(scalar_task(), root, tmp_path / "run", "optimizer.base_lr=0.03", steps=12))
     rows = read_rows(result.out, "validation")
     assert result.validation["gap"] == min(row["gap"] for row in rows)
     assert read_checkpoint(result.best).step == min(rows, key=lambda row: row["gap"])["step"]
@@ -177,6 +183,75 @@ def test_seeds_differ_and_repeat(root: Path, tmp_path: Path) -> None:
     assert results[0] == results[1] != results[2]
 
 
+def test_references_of_kept_heads_can_be_refitted(root: Path, pretrained: Path, tmp_path: Path) -> None:
+    """Energies of another zero: forces stay those of the checkpoint, energies lose the offset."""
+    found = {}
+    for refit in (False, True):
+        said: list[str] = []
+        watcher = SilentFinetuneWatcher()
+        watcher.message = said.append  # type: ignore[method-assign]
+        config = small_config(
+            force_task("direct"), root, tmp_path / str(refit), start=pretrained, keep_heads="molecules", steps=1,
+            refit_references=refit,
+        )  # fmt: skip
+        found[refit] = finetune(config, watcher=watcher).before
+        assert any("--refit-references" in line for line in said) is not refit
+    assert found[True]["forces"] == pytest.approx(found[False]["forces"], rel=1e-6)
+    assert found[True]["energy"] < 0.01 * found[False]["energy"]
+
+
+def test_a_batch_too_large_for_the_device_is_one_line(root: Path, tmp_path: Path, monkeypatch) -> None:
+    def out_of_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.Run, "rates", out_of_memory)
+    with pytest.raises(JmpDataError, match=r"step 0: .* too small for 4 structures .* --set data.micro_batches=2"):
+        finetune(small_config(scalar_task(), root, tmp_path / "run"))
+
+
+def test_elements_that_are_only_measured_are_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    watcher = SilentFinetuneWatcher()
+    watcher.message = said.append  # type: ignore[method-assign]
+    for split, names in {"train": ("CH4",), "val": ("CH3Cl", "CH4"), "test": ("CH3OH",)}.items():
+        write_dataset(labelled_molecules(6, 0, names=names), tmp_path / "small" / split)
+    finetune(small_config(scalar_task(), tmp_path, tmp_path / "run", steps=1), watcher=watcher)
+    (line,) = [line for line in said if "WARNING" in line]
+    assert "Cl of the val split and O of the test split never occurs in the training split" in line
+
+
+def test_time_used_up_ends_with_an_evaluation(root: Path, tmp_path: Path) -> None:
+    result = finetune(small_config(scalar_task(), root, tmp_path / "run", "stop.max_hours=1.0e-9", steps=100))
+    assert result.stopped == "trained for 1e-09 hours"
+    assert result.finished
+    assert result.test.keys() == {"gap", "loss"}
+
+
+@pytest.mark.parametrize("task", [force_task(), scalar_task()], ids=["forces", "gap"])
+def test_nonfinite_loss_names_the_structures_and_can_be_replayed(root: Path, tmp_path: Path, monkeypatch, task) -> None:
+    original = trainer.attach
+    calls = []
+
+    def poisoned(batch, graph):
+        calls.append(1)
+        if len(calls) == 2:
+            batch[task.column(task.primary)].view(-1)[0] = float("inf")
+        return original(batch, graph)
+
+    config = small_config(task, root, tmp_path / "run", steps=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "attach", poisoned)
+        with pytest.raises(NonFiniteError, match=r"step 1: the loss is (inf|nan).*small\[\d+\] molecule") as caught:
+            finetune(config)
+    folder = config.out / "nonfinite" / "step-00000001"
+    assert f"--replay {folder}" in str(caught.value)
+    findings = replay(folder)
+    assert any(f"target {task.primary} is not finite" in line for line in findings)
+    assert any("gradient" in line for line in findings)
+    with pytest.raises(CheckpointError, match="no stored batch"):
+        replay(config.out)
+
+
 class TestBadConfigurations:
     """One clear line each, before any compute is spent."""
 
@@ -193,8 +268,6 @@ class TestBadConfigurations:
             load_finetune_config("qm9:U0", fold=1, out=tmp_path)
 
     def test_forces_wanted_of_a_set_without(self, tmp_path: Path) -> None:
-        from jmp_data import Structure, write_dataset
-
         bare = [
             Structure(atomic_numbers=s.atomic_numbers, positions=s.positions, energy=s.energy)
             for s in labelled_molecules(4, 0)
@@ -207,12 +280,13 @@ class TestBadConfigurations:
     def test_missing_split(self, tmp_path: Path) -> None:
         with pytest.raises(ManifestError, match="no training split"):
             finetune(small_config(force_task(), tmp_path, tmp_path / "run"))
+        write_dataset(labelled_molecules(4, 0), tmp_path / "small" / "train")
+        with pytest.raises(ManifestError, match=r"no validation split \(val\) in .*small, it has train; build it"):
+            finetune(small_config(force_task(), tmp_path, tmp_path / "run"))
         with pytest.raises(ManifestError, match="val split"):
             finetune(small_config(force_task(), tmp_path, tmp_path / "run", "data.val=nowhere"))
 
     def test_elements_that_pretraining_never_saw(self, pretrained: Path, tmp_path: Path) -> None:
-        from jmp_data import write_dataset
-
         for split in ("train", "val"):
             write_dataset(labelled_molecules(4, 0, names=("CH3Cl",)), tmp_path / "small" / split)
         with pytest.raises(ManifestError, match=r"Cl in .* did not occur"):

@@ -34,7 +34,7 @@ def test_table_has_means_spreads_and_published_figures(tmp_path: Path) -> None:
         ("rmd17:ethanol", True),
     ]
     assert (rows[1].mean, rows[1].spread) == (2.0, 1.0)
-    assert (rows[1].compared("small"), rows[1].compared("large")) == (2.8, 2.0)
+    assert (rows[1].compared("JMP-S"), rows[1].compared("JMP-L")) == (2.8, 2.0)
     assert "rmd17:ethanol,meV,checkpoint,3,2,1,2.8,2,13,13.3" in as_csv(rows)
     assert len(not_run(rows)) == 38
     assert "Not run: qm9:alpha" in as_markdown(rows)
@@ -42,11 +42,11 @@ def test_table_has_means_spreads_and_published_figures(tmp_path: Path) -> None:
 
 def test_five_folds_are_compared_with_the_mean_of_five(tmp_path: Path) -> None:
     write_summary(tmp_path / "0", "matbench:phonons", 10.0, fold=0)
-    assert collect_results([tmp_path])[0].compared("large") == 21.28
+    assert collect_results([tmp_path])[0].compared("JMP-L") == 21.28
     for fold in range(1, 5):
         write_summary(tmp_path / str(fold), "matbench:phonons", 20.0, fold=fold)
     row = collect_results([tmp_path])[0]
-    assert row.compared("large") == 20.57
+    assert row.compared("JMP-L") == 20.57
     assert row.mean == 18.0
 
 

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jmp_model.finetune.config import ScheduleSettings
-from jmp_model.finetune.groups import layer_groups, published_rates
+from jmp_model.finetune.config import FinetuneConfig, ScheduleSettings, load_finetune_config
+from jmp_model.finetune.groups import BLOCK_FACTORS, EMBEDDING_FACTOR, layer_groups, published_rates
 from jmp_model.finetune.model import build_model
 from jmp_model.finetune.schedule import EarlyStop, Plateau, group_schedule, total_steps
 from jmp_model.presets import preset
+from jmp_model.train.config import read_recipe
 from tests.jmp_model.finetune.small_tasks import scalar_task
 
 BASE = 8e-5
@@ -26,6 +30,34 @@ def test_published_shape(factor: float) -> None:
     assert (rate(49), rate(50)) == (pytest.approx(factor * BASE), pytest.approx(factor * BASE))
     assert rate(1) - rate(0) == pytest.approx(0.9 * factor * BASE / 49)
     assert rate(320) == rate(100_000) == pytest.approx(0.1 * BASE)
+
+
+@pytest.mark.parametrize("factor", sorted({EMBEDDING_FACTOR, 1.0, *BLOCK_FACTORS[4], *BLOCK_FACTORS[6]}))
+def test_every_step_follows_the_published_formulas(factor: float) -> None:
+    """Warm-up by repeated addition, cosine as written down, then constant until the plateau rule speaks."""
+    s, peak = 10, factor * BASE
+    warmup, end = 5 * s, 32 * s
+    floor = peak * min(0.99, max(0.01, 0.1 / factor))
+    rate, expected = schedule(factor), 0.1 * peak
+    for t in range(end + 50):
+        if 0 < t < warmup:
+            expected += (peak - 0.1 * peak) / (warmup - 1)
+        elif t == warmup:
+            expected = peak
+        elif warmup < t < end:
+            expected = floor + 0.5 * (peak - floor) * (1 + math.cos(math.pi * (t - warmup) / (end - warmup)))
+        elif t >= end:
+            expected = floor
+        assert rate(t) == pytest.approx(expected, rel=1e-12), t
+
+
+def test_the_recipe_file_spells_out_the_schedule_and_the_defaults() -> None:
+    written = read_recipe("finetune")
+    config = load_finetune_config("qm9:mu", out=Path("run"))
+    defaults = FinetuneConfig(task=config.task, out=Path("run"))
+    assert config == defaults
+    for section in ("optimizer", "schedule", "stop"):
+        assert written[section].keys() == getattr(defaults, section).model_dump().keys()
 
 
 @given(factor=st.floats(0.01, 1.0))

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from jmp_data.errors import ManifestError
-from jmp_model.finetune.tasks import find_task, paper_tasks, published_tasks
+from jmp_model.finetune.model import build_model
+from jmp_model.finetune.tasks import TaskSpec, find_task, paper_tasks, published_tasks
+from jmp_model.presets import preset
 from tests.shared import SHARED, needs_shared
 
 QM9 = {
@@ -99,6 +102,33 @@ def test_qm9_references_are_the_published_ones() -> None:
         "F": -2717.5,
     }
     assert find_task("qm9:mu").targets["mu"].references is None
+
+
+def test_several_tasks_become_one() -> None:
+    both = find_task("qm9:gap,U0")
+    assert (both.name, both.primary, [*both.targets]) == ("qm9:gap,U0", "gap", ["gap", "U0"])
+    assert both.published is None
+    with pytest.raises(ManifestError, match="different structures"):
+        find_task("rmd17:aspirin,ethanol")
+    with pytest.raises(ManifestError, match="named twice"):
+        find_task("qm9:gap,gap")
+
+
+def test_forces_can_be_made_in_another_way() -> None:
+    assert find_task("rmd17:aspirin").with_forces("direct").forces == "direct"
+    with pytest.raises(ManifestError, match="qm9:mu has no forces"):
+        find_task("qm9:mu").with_forces("direct")
+
+
+@pytest.mark.parametrize("task", paper_tasks(), ids=lambda task: task.name)
+def test_every_task_builds_its_heads(task: TaskSpec) -> None:
+    with torch.device("meta"):
+        model = build_model(task, preset("small"))
+    learned = {"energy" if t.kind == "energy" else name for name, t in task.targets.items() if t.kind != "forces"}
+    learned |= {"forces"} if task.forces == "direct" else set()
+    assert set(model.heads) == learned
+    assert model.forces_from_gradient == (task.forces == "gradient")
+    assert model.config.direct_forces == (task.forces == "direct")
 
 
 def test_large_crystals_keep_fewer_neighbours() -> None:
