@@ -18,6 +18,7 @@ from jmp_data.shards.range_cache import RangeCache
 _ATTEMPTS = 6
 _FIRST_PAUSE = 0.2  # seconds; doubles with each attempt
 _STALL = 30.0  # seconds without a byte after which a connection counts as dropped
+_CONNECTIONS = 256  # at a time; a far server answers each of them slowly, but all at once
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
 
 
@@ -141,7 +142,7 @@ class FsspecStore:
                 span = spans[number]
                 if isinstance(answer, FileNotFoundError):
                     raise AbsentFileError(f"{self.url}/{span.name}: file is missing")
-                if _is_refusal(answer):
+                if isinstance(answer, Exception) and _is_refusal(answer):
                     raise ShardError(f"{self.url}/{span.name}: access is refused ({answer})")
                 if isinstance(answer, Exception):
                     problem = answer
@@ -186,11 +187,12 @@ def _open_filesystem(url: str) -> tuple[Any, str]:
 
     scheme = url.partition("://")[0]
     settings: dict[str, Any] = {}
+    if scheme in ("http", "https"):
+        settings = {"get_client": _http_client}
+    elif scheme in ("s3", "s3a"):
+        waits = {"connect_timeout": _STALL, "read_timeout": _STALL}
+        settings = {"config_kwargs": {"max_pool_connections": _CONNECTIONS, **waits}}
     try:
-        if scheme in ("http", "https"):
-            import aiohttp
-
-            settings["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(sock_connect=_STALL, sock_read=_STALL)}
         filesystem, root = fsspec.core.url_to_fs(url, **settings)
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
@@ -201,7 +203,16 @@ def _open_filesystem(url: str) -> tuple[Any, str]:
     return filesystem, root
 
 
-def _is_refusal(answer: object) -> bool:
+async def _http_client(**settings: Any) -> Any:
+    """A session that holds many connections, and gives a silent one up."""
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(sock_connect=_STALL, sock_read=_STALL)
+    connector = aiohttp.TCPConnector(limit=_CONNECTIONS)
+    return aiohttp.ClientSession(**{"timeout": timeout, "connector": connector, **settings})
+
+
+def _is_refusal(answer: Exception) -> bool:
     """Whether asking again cannot help."""
     return isinstance(answer, PermissionError) or type(answer).__name__ == "NoCredentialsError"
 
