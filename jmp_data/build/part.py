@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jmp_data.build.settings import PartJob
+from jmp_data.build.shuffle import in_key_order
 from jmp_data.errors import RawFileError
 from jmp_data.references import StatisticsAccumulator
 from jmp_data.schema import Block
@@ -124,7 +125,7 @@ def convert_part(job: PartJob) -> PartRecord:
         shards = stage_shards(
             job.dataset,
             key,
-            intake.blocks(source.read(job.raw, job.part)),
+            in_key_order(intake.blocks(source.read(job.raw, job.part)), job),
             schema=schema,
             layout=job.settings.layout,
             format=job.settings.format,
