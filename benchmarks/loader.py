@@ -1,6 +1,7 @@
 """Structures per second from storage to ready `torch_geometric` batches, shuffled, one process; peers in the same run.
 
     python benchmarks/loader.py [--structures 28800] [--rounds 5] [--json]
+    python benchmarks/loader.py --graphs
 
 Slabs of 73 atoms with energies, forces, tags and fixed atoms; batches of 32 without edges. Every way to store them gets
 the same structures, everything lies in the page cache, each measurement has a fresh process to itself (some peers leave
@@ -305,6 +306,31 @@ def measure(name: str, folder: Path) -> list[float]:
     return list(read(batches, 1.5))
 
 
+def graph_costs(folder: Path, batches: int = 12) -> list[dict[str, Any]]:
+    """Structures per second with the four graphs of GemNet-OC: the search alone, and streams that do it."""
+    from jmp_data.graphs import PERIODIC, attach_graphs
+
+    def stream(**settings: Any) -> Iterator[Batch]:
+        mixture = Mixture.from_datasets({"slabs": open_dataset(folder / "train")}, repeats={"slabs": 1000})
+        return iter(StreamLoader(mixture, batch_size=BATCH, **settings))
+
+    def rate(step: Callable[[], Any]) -> float:
+        for _ in range(4):
+            step()
+        start = time.perf_counter()
+        for _ in range(batches):
+            step()
+        return batches * BATCH / (time.perf_counter() - start)
+
+    plain = stream()
+    held = [next(plain).clone() for _ in range(batches + 4)]
+    rows = [("graphs of batches in memory, one thread", rate(lambda: attach_graphs(held.pop(), [PERIODIC])))]
+    for workers in (0, 1, 2):
+        batches_with_graphs = stream(graphs=PERIODIC, num_workers=workers)
+        rows.append((f"stream with graphs, {workers} workers", rate(lambda: next(batches_with_graphs))))
+    return [{"way": name, "structures_per_s": round(value, 1)} for name, value in rows]
+
+
 def last_line(command: list[str]) -> list[float]:
     """The JSON that a process prints last; some peers greet before."""
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
@@ -361,6 +387,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="keep the stored data here, and take what is there")
     parser.add_argument("--store", action="store_true", help="only store the data in --folder")
+    parser.add_argument("--graphs", action="store_true", help="instead: what the graphs of GemNet-OC cost")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--measure", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -369,6 +396,11 @@ def main() -> None:
         return
     if arguments.store:
         store_all(arguments.structures, arguments.folder)
+        return
+    if arguments.graphs:
+        with tempfile.TemporaryDirectory() as folder:
+            store_ours("zarr")(make_slabs(arguments.structures), Path(folder))
+            print(json.dumps(graph_costs(Path(folder)), indent=1))
         return
     rows = run(arguments.structures, arguments.rounds, arguments.folder)
     if arguments.json:

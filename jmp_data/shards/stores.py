@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, Protocol
 from jmp_data.errors import ManifestError, MissingExtraError, MissingFileError, ShardError
 from jmp_data.shards.range_cache import RangeCache
 
-_ATTEMPTS = 6
+_ATTEMPTS = 9  # to read; a minute, so that a run outlives a server's restart
+_OPEN_ATTEMPTS = 5  # to open; a wrong address is told sooner
 _FIRST_PAUSE = 0.2  # seconds; doubles with each attempt
 _STALL = 30.0  # seconds without a byte after which a connection counts as dropped
 _CONNECTIONS = 256  # at a time; a far server answers each of them slowly, but all at once
@@ -132,7 +133,8 @@ class FsspecStore:
     def _fetch(self, spans: Sequence[Span]) -> list[bytes]:
         results: dict[int, bytes] = {}
         problem: object = None
-        for attempt in range(_ATTEMPTS):
+        attempts = _ATTEMPTS if self.version else _OPEN_ATTEMPTS
+        for attempt in range(attempts):
             left = [number for number in range(len(spans)) if number not in results]
             if not left:
                 return [results[number] for number in range(len(spans))]
@@ -155,7 +157,7 @@ class FsspecStore:
         if len(results) == len(spans):
             return [results[number] for number in range(len(spans))]
         failed = next(spans[number] for number in range(len(spans)) if number not in results)
-        raise ShardError(f"{self.url}/{failed.name}: cannot be read after {_ATTEMPTS} attempts ({problem})")
+        raise ShardError(f"{self.url}/{failed.name}: cannot be read after {attempts} attempts ({problem})")
 
     def _cat(self, spans: Sequence[Span]) -> list[bytes | Exception]:
         filesystem, root = self._filesystem()
