@@ -326,8 +326,8 @@ def graph_costs(folder: Path, batches: int = 12) -> list[dict[str, Any]]:
     held = [next(plain).clone() for _ in range(batches + 4)]
     rows = [("graphs of batches in memory, one thread", rate(lambda: attach_graphs(held.pop(), [PERIODIC])))]
     for workers in (0, 1, 2):
-        batches_with_graphs = stream(graphs=PERIODIC, num_workers=workers)
-        rows.append((f"stream with graphs, {workers} workers", rate(lambda: next(batches_with_graphs))))
+        with_graphs = stream(graphs=PERIODIC, num_workers=workers)
+        rows.append((f"stream with graphs, {workers} workers", rate(with_graphs.__next__)))
     return [{"way": name, "structures_per_s": round(value, 1)} for name, value in rows]
 
 
