@@ -104,24 +104,20 @@ def build(
         Literal["quarantine", "fail"], typer.Option(help="What to do with a bad record.")
     ] = "quarantine",
     constants: Annotated[str, typer.Option(help="Unit constants: codata2014 or jmp_reference.")] = "codata2014",
-    shuffle: Annotated[bool, typer.Option("--shuffle", help="Store a global shuffle of each split.")] = False,
-    seed: Annotated[int, typer.Option(help="Of --shuffle.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
 ) -> None:
     """Convert raw files to checked shards in eV and Å; start it again after a crash and it goes on.
 
     Example: jmp-data build oc20 ani1x --raw raw --out shards --workers 8
     """
-    settings = BuildSettings(
-        format=format, graphs=graphs, constants=constants, on_error=on_error, shuffle=seed if shuffle else None
-    )
+    settings = BuildSettings(format=format, graphs=graphs, constants=constants, on_error=on_error)
     share = _parse_share(part)
     if share is not None and finalize:
         raise ManifestError("--part converts and --finalize assembles: run them one after the other")
     builds = plan_build(sources, raw, out_dir, splits=split or (), settings=settings, limit=limit)
     _print_notes(builds)
     engine = choose_engine(workers=workers or _cores(), scheduler=scheduler)
-    finished = list(run_finalize(builds, engine)) if finalize else _run(builds, engine, share)
+    finished = list(run_finalize(builds)) if finalize else _run(builds, engine, share)
     planned_order = [planned.dataset for planned in builds]
     done = sorted(finished, key=lambda entry: planned_order.index(entry.dataset))
     if as_json:

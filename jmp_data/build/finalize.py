@@ -23,7 +23,7 @@ def finished_parts(build: SplitBuild) -> list[PartRecord]:
     Raises:
         ShardError: some parts are not finished; the message says how many and which comes first.
     """
-    records = [load_part(build.converted, job.key) for job in build.jobs]
+    records = [load_part(build.dataset, job.key) for job in build.jobs]
     missing = [number for number, record in enumerate(records, 1) if record is None]
     if missing:
         raise ShardError(
@@ -41,7 +41,6 @@ def _sum_counts(counts: Sequence[Any]) -> dict[str, int]:
 
 
 def _provenance(build: SplitBuild, source: SourceFacts) -> dict[str, Any]:
-    shuffled = {} if build.settings.shuffle is None else {"shuffle": build.settings.shuffle}
     return {
         "source": build.name,
         "source_manifest": source.manifest,
@@ -52,7 +51,7 @@ def _provenance(build: SplitBuild, source: SourceFacts) -> dict[str, Any]:
         "level_of_theory": source.level_of_theory,
         "energy_kind": source.energy_kind,
         "notes": list(build.notes),
-        "build": {"split": build.requested, "limit": build.limit, "graphs": build.settings.graphs, **shuffled},
+        "build": {"split": build.requested, "limit": build.limit, "graphs": build.settings.graphs},
     }
 
 
@@ -85,7 +84,7 @@ def finalize(build: SplitBuild, ledger: RawLedger) -> DatasetManifest:
         "provenance": _provenance(build, source),
     }
     return assemble(
-        build.converted,
+        build.dataset,
         parts,
         name=build.name,
         split=build.split,
@@ -93,5 +92,5 @@ def finalize(build: SplitBuild, ledger: RawLedger) -> DatasetManifest:
         layout=settings.layout,
         format=settings.format,
         facts=facts,
-        graphs=settings.graph_layer(build.source) if settings.shuffle is None else None,
+        graphs=settings.graph_layer(build.source),
     )

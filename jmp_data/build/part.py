@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from jmp_data.build.settings import PartJob
-from jmp_data.build.shuffle import in_key_order
 from jmp_data.errors import RawFileError
 from jmp_data.references import StatisticsAccumulator
 from jmp_data.schema import Block
@@ -125,7 +124,7 @@ def convert_part(job: PartJob) -> PartRecord:
         shards = stage_shards(
             job.dataset,
             key,
-            in_key_order(intake.blocks(source.read(job.raw, job.part)), job),
+            intake.blocks(source.read(job.raw, job.part)),
             schema=schema,
             layout=job.settings.layout,
             format=job.settings.format,

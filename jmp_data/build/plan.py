@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from jmp_data.build.settings import BuildSettings, PartJob
 from jmp_data.errors import ManifestError
 from jmp_data.schema import Schema
-from jmp_data.shards.staging import BUILD_FOLDER
 from jmp_data.sources import expand_source, raw_folder
 
 
@@ -43,16 +42,6 @@ class SplitBuild:
     schema: Schema
     notes: tuple[str, ...] = ()
 
-    @property
-    def converted(self) -> Path:
-        """Where parts are converted and assembled in the order of the raw files."""
-        return converted_folder(self.dataset, self.settings)
-
-
-def converted_folder(dataset: Path, settings: BuildSettings) -> Path:
-    """The data set folder itself, or one inside it if a shuffle comes after."""
-    return dataset if settings.shuffle is None else dataset / BUILD_FOLDER / "ordered"
-
 
 def dataset_folder(out: Path, name: str, split: str) -> Path:
     """`OUT/<dataset>/<split>`; a part of a multi-task source gets a folder of its own: `OUT/rmd17/aspirin/<split>`."""
@@ -70,15 +59,12 @@ def plan_split(
     source = settings.open_source(source_name)
     plan = source.plan(raw, split)
     folder = dataset_folder(out, source.name, plan.split)
-    converted = converted_folder(folder, settings)
-    # A shuffle finds the graphs of its own order.
-    part_settings = settings if settings.shuffle is None else replace(settings, graphs="none")
     jobs, left = [], limit
     for part in plan.parts:
         if left is not None and left <= 0:
             break
         cut = left if left is not None and left < part.num_records else None
-        jobs.append(PartJob(source_name, raw, converted, part, part_settings, cut, plan.schema, plan.required))
+        jobs.append(PartJob(source_name, raw, folder, part, settings, cut, plan.schema, plan.required))
         left = None if left is None else left - part.num_records
     return SplitBuild(
         source=source_name,

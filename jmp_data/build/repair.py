@@ -26,11 +26,6 @@ def _plan_again(dataset: Path, raw: Path, manifest: DatasetManifest) -> SplitBui
     request = manifest.provenance.get("build")
     if request is None:
         raise ManifestError(f"{dataset}: was not built from raw files, there is nothing to repair it from")
-    if "shuffle" in request:
-        raise ManifestError(
-            f"{dataset}: was built with --shuffle, so its shards draw on all raw files; delete it and build it again, "
-            "which gives the same bytes"
-        )
     settings = BuildSettings(
         format=manifest.format,
         graphs=request["graphs"],

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from jmp_data.build.engines import Engine, SerialEngine
+from jmp_data.build.engines import Engine
 from jmp_data.build.finalize import finalize
 from jmp_data.build.lock import lock_targets
 from jmp_data.build.part import convert_part
 from jmp_data.build.plan import SplitBuild
 from jmp_data.build.raw_files import RawLedger
 from jmp_data.build.settings import PartJob
-from jmp_data.build.shuffle import finished_shuffle, shuffle_split
 from jmp_data.shards.formats import digest_file
 from jmp_data.shards.manifest import DatasetManifest
 from jmp_data.shards.staging import PartRecord, load_part, part_folder
@@ -67,13 +66,11 @@ Progress: TypeAlias = Callable[[PartDone], None]
 _DIGEST_THREADS = 4  # hashing releases the interpreter lock; more would only seek
 
 
-def _drop_stale(build: SplitBuild, ledger: RawLedger) -> bool:
-    """Forget parts whose raw files have changed; returns whether any has."""
+def _drop_stale(build: SplitBuild, ledger: RawLedger) -> None:
     stale = ledger.changed({name for job in build.jobs for name in job.part.files})
     for job in build.jobs:
         if stale.intersection(job.part.files):
             shutil.rmtree(part_folder(job.dataset, job.key), ignore_errors=True)
-    return bool(stale)
 
 
 def _done(build: SplitBuild, record: PartRecord, *, reused: bool) -> PartDone:
@@ -104,20 +101,18 @@ def run_build(builds: Sequence[SplitBuild], engine: Engine, progress: Progress) 
         TargetLockedError: another build is at work on one of the folders.
         JmpDataError: bad input that cannot be set aside; finished parts are kept.
     """
-    with lock_targets(_folders(builds)):
+    with lock_targets([build.dataset for build in builds]):
         start = time.monotonic()
-        ledgers = {build.dataset: RawLedger(build.converted, build.raw) for build in builds}
-        stale = {build.dataset for build in builds if _drop_stale(build, ledgers[build.dataset])}
-        shuffled = {build.dataset for build in builds if build.dataset not in stale and finished_shuffle(build)}
-        left = {build.dataset: len(build.jobs) for build in builds}
+        ledgers = {build.dataset: RawLedger(build.dataset, build.raw) for build in builds}
         for build in builds:
-            if not build.jobs or build.dataset in shuffled:
-                yield _finish(build, ledgers[build.dataset], start, engine)
-        jobs = [(build, job) for build in builds for job in build.jobs if build.dataset not in shuffled]
+            _drop_stale(build, ledgers[build.dataset])
+        left = {build.dataset: len(build.jobs) for build in builds}
+        yield from (_finish(build, ledgers[build.dataset], start) for build in builds if not build.jobs)
+        jobs = [(build, job) for build in builds for job in build.jobs]
         for done in _convert(jobs, engine, progress):
             left[done.dataset] -= 1
             if left[done.dataset] == 0:
-                yield _finish(done, ledgers[done.dataset], start, engine)
+                yield _finish(done, ledgers[done.dataset], start)
                 start = time.monotonic()
 
 
@@ -131,28 +126,24 @@ def run_array_part(builds: Sequence[SplitBuild], part: tuple[int, int], engine: 
         progress: called after each part.
     """
     number, total = part
-    with lock_targets(_folders(builds), shared=True):
-        jobs = [(build, job) for build in builds if finished_shuffle(build) is None for job in build.jobs]
+    with lock_targets([build.dataset for build in builds], shared=True):
+        jobs = [(build, job) for build in builds for job in build.jobs]
         for _ in _convert(jobs[number - 1 :: total], engine, progress):
             pass
 
 
-def run_finalize(builds: Sequence[SplitBuild], engine: Engine | None = None) -> Iterator[SplitDone]:
+def run_finalize(builds: Sequence[SplitBuild]) -> Iterator[SplitDone]:
     """Assemble all splits after the jobs of an array are done.
-
-    Args:
-        builds: the whole build.
-        engine: where to shuffle, if that is asked for; this process by default.
 
     Raises:
         ShardError: parts are missing.
     """
-    with lock_targets(_folders(builds)):
+    with lock_targets([build.dataset for build in builds]):
         for build in builds:
             start = time.monotonic()
-            ledger = RawLedger(build.converted, build.raw)
+            ledger = RawLedger(build.dataset, build.raw)
             ledger.changed({name for job in build.jobs for name in job.part.files})
-            yield _finish(build, ledger, start, engine or SerialEngine())
+            yield _finish(build, ledger, start)
 
 
 def digest_raw_files(build: SplitBuild, ledger: RawLedger) -> None:
@@ -164,25 +155,12 @@ def digest_raw_files(build: SplitBuild, ledger: RawLedger) -> None:
             ledger.record(dict(zip(names, digests, strict=True)))
 
 
-def _finish(build: SplitBuild, ledger: RawLedger, start: float, engine: Engine) -> SplitDone:
-    manifest, damaged = finished_shuffle(build) or _assemble(build, ledger, engine)
-    nbytes = sum(digest.bytes for shard in manifest.shards for digest in shard.files.values())
-    return SplitDone(build.dataset, manifest, nbytes, time.monotonic() - start, damaged)
-
-
-def _assemble(build: SplitBuild, ledger: RawLedger, engine: Engine) -> tuple[DatasetManifest, tuple[str, ...]]:
-    """Manifest and messages about damaged raw files of a split whose parts are all finished."""
+def _finish(build: SplitBuild, ledger: RawLedger, start: float) -> SplitDone:
     digest_raw_files(build, ledger)
     manifest = finalize(build, ledger)
-    damaged = tuple(dict.fromkeys(message for job in build.jobs for message in _damaged(job)))
-    if build.settings.shuffle is not None:
-        manifest = shuffle_split(build, engine, damaged)
-    return manifest, damaged
-
-
-def _folders(builds: Sequence[SplitBuild]) -> list[Path]:
-    """All folders that a build writes to."""
-    return list(dict.fromkeys(folder for build in builds for folder in (build.dataset, build.converted)))
+    nbytes = sum(digest.bytes for shard in manifest.shards for digest in shard.files.values())
+    damaged = [message for job in build.jobs for message in _damaged(job)]
+    return SplitDone(build.dataset, manifest, nbytes, time.monotonic() - start, tuple(dict.fromkeys(damaged)))
 
 
 def _damaged(job: PartJob) -> tuple[str, ...]:

@@ -29,7 +29,6 @@ class BuildSettings:
         constants: named set of unit constants.
         on_error: keep bad records aside, or stop at the first.
         layout: block and shard capacities.
-        shuffle: seed of a global shuffle (None: the order of the raw files).
     """
 
     format: Format = "zarr"
@@ -37,7 +36,6 @@ class BuildSettings:
     constants: str = "codata2014"
     on_error: OnError = "quarantine"
     layout: Layout = field(default_factory=Layout)
-    shuffle: int | None = None
 
     def open_source(self, name: str) -> Source:
         """The source of that name, converting with these constants."""
@@ -87,8 +85,6 @@ class PartJob:
     def key(self) -> str:
         """Content key: the part, its raw files' sizes, and every setting that changes the output."""
         settings = {**asdict(self.settings), "on_error": None}
-        if self.settings.shuffle is None:
-            del settings["shuffle"]
         source = Path(self.source).name  # of a YAML file, not the place where it lies; its content is in the part
         facts = [source, self.part.key(self.raw), self.limit, settings, FORMAT_VERSION]
         if self.graph_layer is not None:
