@@ -1,12 +1,13 @@
 """Structures per second from storage to ready `torch_geometric` batches, shuffled, one process; peers in the same run.
 
     python benchmarks/loader.py [--structures 28800] [--rounds 5] [--json]
+    python benchmarks/loader.py --graphs
 
 Slabs of 73 atoms with energies, forces, tags and fixed atoms; batches of 32 without edges. Every way to store them gets
 the same structures, everything lies in the page cache, each measurement has a fresh process to itself (some peers leave
 threads behind), and the rounds go through all ways in turn, so that a busy moment of the machine hits all of them. The
-best round counts. "cpu" is processor time of all threads, which other work on the machine disturbs least. litdata is
-measured where it is installed (extra `bench`).
+best round counts. "cpu" is processor time of all threads, which other work on the machine disturbs least. Peers that
+are not installed are left out; `pip install -c constraints.txt litdata ase-db-backends nvalchemi-toolkit` gets them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import sys
 import tarfile
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -129,16 +129,6 @@ def dump_pickle(sample: dict[str, Any]) -> bytes:
     return pickle.dumps(to_data(sample))
 
 
-def dump_json(sample: dict[str, Any]) -> bytes:
-    """One zlib-compressed JSON row per record, as ASE's LMDB back end stores them."""
-    return zlib.compress(json.dumps({name: value.tolist() for name, value in sample.items()}).encode())
-
-
-def load_json(payload: bytes) -> Data:
-    row, schema = json.loads(zlib.decompress(payload)), Schema()
-    return to_data({name: np.asarray(row[name], schema[name].dtype) for name in FIELDS})
-
-
 def store_lmdb(dump: Callable[[dict[str, Any]], bytes]) -> Store:
     def store(block: Block, folder: Path) -> None:
         with lmdb.open(str(folder), map_size=1 << 34) as environment, environment.begin(write=True) as transaction:
@@ -160,6 +150,78 @@ def open_lmdb(load: Callable[[bytes], Data]) -> Open:
         return batches
 
     return opened
+
+
+def store_ase_lmdb(block: Block, folder: Path) -> None:
+    """Rows of `ase.db` in LMDB, through the back end that fairchem's data sets come in (`ase-db-backends`)."""
+    import ase.db
+    import ase_db_backends  # noqa: F401  registers the back end
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.constraints import FixAtoms
+
+    with ase.db.connect(folder / "slabs.aselmdb", type="aselmdb") as database:
+        for row in range(len(block)):
+            structure = block.structure(row)
+            atoms = structure.to_ase()
+            atoms.set_constraint(FixAtoms(mask=structure.fixed))
+            atoms.calc = SinglePointCalculator(atoms, energy=structure.energy, forces=structure.forces)
+            database.write(atoms)
+
+
+def open_ase_lmdb(folder: Path) -> Batches:
+    import ase.db
+    import ase_db_backends  # noqa: F401
+
+    database = ase.db.connect(folder / "slabs.aselmdb", type="aselmdb")
+
+    def load(row: int) -> Data:
+        atoms = database._get_row(row + 1).toatoms()
+        fixed = np.zeros(len(atoms), bool)
+        fixed[atoms.constraints[0].index] = True
+        return to_data(
+            {
+                "atomic_numbers": atoms.numbers.astype(np.uint8),
+                "positions": atoms.positions.astype(np.float32),
+                "cell": atoms.cell.array.astype(np.float32)[None],
+                "pbc": atoms.pbc[None],
+                "tags": atoms.get_tags().astype(np.uint8),
+                "fixed": fixed,
+                "energy": np.array([atoms.get_potential_energy()]),
+                "forces": atoms.get_forces(apply_constraint=False).astype(np.float32),
+            }
+        )
+
+    return lambda: batched(load(row) for row in np.random.default_rng(1).permutation(len(database)).tolist())
+
+
+def store_nvalchemi(block: Block, folder: Path) -> None:
+    """nvalchemi-toolkit's Zarr store with its defaults; it has no place for tags and fixed atoms."""
+    from nvalchemi.data import AtomicData
+    from nvalchemi.data.datapipes import AtomicDataZarrWriter
+
+    frames = []
+    for row in range(len(block)):
+        sample = {name: torch.from_numpy(np.array(value)) for name, value in one(block, row).items()}
+        frames.append(
+            AtomicData(
+                atomic_numbers=sample["atomic_numbers"].long(),
+                positions=sample["positions"],
+                cell=sample["cell"],
+                pbc=sample["pbc"],
+                energy=sample["energy"].reshape(1, 1),
+                forces=sample["forces"],
+            )
+        )
+    AtomicDataZarrWriter(folder / "slabs.zarr").write(frames)
+
+
+def open_nvalchemi(folder: Path) -> Batches:
+    """Its own batches, without a turn into those of torch_geometric; 16 batches a read, no validation."""
+    from nvalchemi.data.datapipes import AtomicDataZarrReader, DataLoader, Dataset
+
+    dataset = Dataset(AtomicDataZarrReader(folder / "slabs.zarr"), device="cpu", skip_validation=True)
+    loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, prefetch_factor=16)
+    return lambda: iter(loader)
 
 
 def store_tars(block: Block, folder: Path) -> None:
@@ -217,9 +279,10 @@ def open_ours(folder: Path) -> Batches:
 WAYS: dict[str, tuple[Store, Open]] = {
     "columns in RAM (bound)": (store_columns, open_columns),
     "pickled-PyG LMDB": (store_lmdb(dump_pickle), open_lmdb(pickle.loads)),
-    "JSON-row LMDB (as ASE's)": (store_lmdb(dump_json), open_lmdb(load_json)),
+    "ASE-LMDB (ase-db-backends)": (store_ase_lmdb, open_ase_lmdb),
     "webdataset, npz per structure": (store_tars, open_tars),
     "litdata": (store_litdata, open_litdata),
+    "nvalchemi-toolkit, zarr": (store_nvalchemi, open_nvalchemi),
     "jmp-data, zarr": (store_ours("zarr"), open_ours),
     "jmp-data, webdataset": (store_ours("webdataset"), open_ours),
 }
@@ -231,7 +294,7 @@ def read(batches: Batches, seconds: float) -> tuple[float, float]:
     seen, wall, cpu = 0, time.perf_counter(), time.process_time()
     while True:
         for batch in batches():
-            seen += batch.num_graphs
+            seen += int(batch.num_graphs)
             if time.perf_counter() - wall > seconds:
                 return (time.perf_counter() - wall) / seen, (time.process_time() - cpu) / seen
 
@@ -243,23 +306,64 @@ def measure(name: str, folder: Path) -> list[float]:
     return list(read(batches, 1.5))
 
 
-def run(structures: int, rounds: int) -> list[dict[str, Any]]:
-    block, root = make_slabs(structures), Path(tempfile.mkdtemp(prefix="loader-benchmark-"))
-    try:
-        folders: dict[str, Path] = {}
-        for name, (store, _) in WAYS.items():
-            folders[name] = root / str(len(folders))
-            folders[name].mkdir()
+def graph_costs(folder: Path, batches: int = 12) -> list[dict[str, Any]]:
+    """Structures per second with the four graphs of GemNet-OC: the search alone, and streams that do it."""
+    from jmp_data.graphs import PERIODIC, attach_graphs
+
+    def stream(**settings: Any) -> Iterator[Batch]:
+        mixture = Mixture.from_datasets({"slabs": open_dataset(folder / "train")}, repeats={"slabs": 1000})
+        return iter(StreamLoader(mixture, batch_size=BATCH, **settings))
+
+    def rate(step: Callable[[], Any]) -> float:
+        for _ in range(4):
+            step()
+        start = time.perf_counter()
+        for _ in range(batches):
+            step()
+        return batches * BATCH / (time.perf_counter() - start)
+
+    plain = stream()
+    held = [next(plain).clone() for _ in range(batches + 4)]
+    rows = [("graphs of batches in memory, one thread", rate(lambda: attach_graphs(held.pop(), [PERIODIC])))]
+    for workers in (0, 1, 2):
+        with_graphs = stream(graphs=PERIODIC, num_workers=workers)
+        rows.append((f"stream with graphs, {workers} workers", rate(with_graphs.__next__)))
+    return [{"way": name, "structures_per_s": round(value, 1)} for name, value in rows]
+
+
+def last_line(command: list[str]) -> list[float]:
+    """The JSON that a process prints last; some peers greet before."""
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    return list(json.loads(output.splitlines()[-1]))
+
+
+def store_all(structures: int, root: Path) -> dict[str, Path]:
+    """Folder of each way whose packages are here; what an earlier run has stored there is taken as it is."""
+    block, folders = make_slabs(structures), {}
+    for number, (name, (store, _)) in enumerate(WAYS.items()):
+        folder, done = root / str(number), root / f"{number}.done"
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
             try:
-                store(block, folders[name])
+                store(block, folder)
             except ImportError as error:
-                print(f"{name}: left out ({error})")
-                del folders[name]
+                print(f"{name}: left out ({error})", file=sys.stderr)
+                continue
+            done.touch()
+        folders[name] = folder
+    return folders
+
+
+def run(structures: int, rounds: int, keep: Path | None) -> list[dict[str, Any]]:
+    root = Path(tempfile.mkdtemp(prefix="loader-benchmark-")) if keep is None else keep
+    try:
+        folders = store_all(structures, root)
         times: dict[str, list[list[float]]] = {name: [] for name in folders}
         for _ in range(rounds):
             for name, folder in folders.items():
                 command = [sys.executable, __file__, "--measure", name, str(folder)]
-                times[name].append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+                times[name].append(last_line(command))
         best = {name: [min(each) for each in zip(*rows, strict=True)] for name, rows in times.items()}
         return [
             {
@@ -273,20 +377,32 @@ def run(structures: int, rounds: int) -> list[dict[str, Any]]:
             for name, folder in folders.items()
         ]
     finally:
-        shutil.rmtree(root)
+        if keep is None:
+            shutil.rmtree(root)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--structures", type=int, default=28_800)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="keep the stored data here, and take what is there")
+    parser.add_argument("--store", action="store_true", help="only store the data in --folder")
+    parser.add_argument("--graphs", action="store_true", help="instead: what the graphs of GemNet-OC cost")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--measure", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(arguments.measure[0], Path(arguments.measure[1]))))
         return
-    rows = run(arguments.structures, arguments.rounds)
+    if arguments.store:
+        store_all(arguments.structures, arguments.folder)
+        return
+    if arguments.graphs:
+        with tempfile.TemporaryDirectory() as folder:
+            store_ours("zarr")(make_slabs(arguments.structures), Path(folder))
+            print(json.dumps(graph_costs(Path(folder)), indent=1))
+        return
+    rows = run(arguments.structures, arguments.rounds, arguments.folder)
     if arguments.json:
         print(json.dumps(rows, indent=1))
         return

@@ -5,7 +5,7 @@
 Two questions, each against an ideal shuffle of the same structures:
 
 * How many pairs of frames of one trajectory meet in a batch? Structures are stored as published: frames of a trajectory
-  one after the other. (`jmp-data build --shuffle` removes the cause; this measures what the stream does without it.)
+  one after the other; or, "shuffled", in the order that `jmp-data build --shuffle` gives them.
 * How far is the composition of a batch from the mixture?
 
 """
@@ -13,6 +13,7 @@ Two questions, each against an ideal shuffle of the same structures:
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from typing import Any
 
@@ -20,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from jmp_data.mixture import Mixture
-from jmp_data.stream.epoch_order import EpochOrder
+from jmp_data.mixture.permutation import permutation
+from jmp_data.stream.epoch_order import WINDOW_BLOCKS, EpochOrder
 
 BATCH = 32
 WINDOWS = (1, 4, 8, 16, 32, 64, 128)
@@ -59,15 +61,19 @@ def ideal_meetings(size: int, trajectory: int, batch: int) -> float:
 
 def one_dataset(size: int) -> list[dict[str, Any]]:
     rows = []
-    for name, block, trajectory in KINDS:
+    # What `build --shuffle` does: which structure of the raw files is stored where.
+    stored = permutation(size, 1)
+    for (name, block, trajectory), shuffled in itertools.product(KINDS, (False, True)):
         mixture = Mixture.from_datasets({name: Index(name, block, size)}, temperature=1.0)
         ideal = ideal_meetings(size, trajectory, BATCH)
-        for window in WINDOWS:
+        for window in (1, WINDOW_BLOCKS) if shuffled else WINDOWS:
             order = EpochOrder(mixture, seed=0, epoch=0, window_blocks=window)
-            found = meetings(order.samples(0, min(size, 400_000)).index // trajectory, BATCH)
+            index = order.samples(0, min(size, 400_000)).index
+            found = meetings((stored[index] if shuffled else index) // trajectory, BATCH)
             rows.append(
                 {
                     "data": f"{name}, trajectories of {trajectory}",
+                    "stored": "shuffled" if shuffled else "as published",
                     "window_blocks": window,
                     "pairs_per_batch": found,
                     "ideal": ideal,
@@ -83,7 +89,7 @@ def composition(size: int) -> list[dict[str, Any]]:
     shares = zip(KINDS, (1, 10, 50), strict=True)
     sets = {name: Index(name, block, size // share) for (name, block, _), share in shares}
     mixture = Mixture.from_datasets(sets, temperature=2.0)
-    order = EpochOrder(mixture, seed=0, epoch=0, window_blocks=32)
+    order = EpochOrder(mixture, seed=0, epoch=0, window_blocks=WINDOW_BLOCKS)
     dataset = order.samples(0, min(order.size, 400_000) // BATCH * BATCH).dataset.reshape(-1, BATCH)
     rows = []
     for number, member in enumerate(mixture):

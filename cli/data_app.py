@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import data_build, data_download, data_fetch, data_look, data_mix, data_own, data_report
+from . import data_bench, data_build, data_download, data_fetch, data_look, data_mix, data_own, data_report
 from .console import run_app
 
 app = typer.Typer(
@@ -14,7 +14,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (data_look, data_download, data_fetch, data_own, data_build, data_mix, data_report):
+for module in (data_look, data_download, data_fetch, data_own, data_build, data_mix, data_report, data_bench):
     module.register(app)
 
 

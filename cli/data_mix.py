@@ -219,6 +219,7 @@ def _print_simulation(found: dict[str, Any]) -> None:
 
     limits = {name.replace("global_", ""): value for name, value in found.items() if name.startswith("global_")}
     uneven = found["imbalance"]
+    alone = found["oversized_share"]
     print_facts(
         {
             "ranks": found["world_size"],
@@ -229,5 +230,6 @@ def _print_simulation(found: dict[str, Any]) -> None:
             "structures of a rank in a step": spread(found["structures_per_rank"]),
             "atoms of a rank in a step": spread(found["atoms_per_rank"]),
             "heaviest rank over the mean": f"{uneven['mean']:.3f} on average, {uneven['largest']:.3f} at worst",
+            **({"larger than a rank's budget": f"{alone:.4%}; each gets a rank to itself"} if alone else {}),
         }
     )

@@ -1,8 +1,9 @@
 """A bounded cache of remote byte ranges on local disk, shared by all processes of a machine.
 
 Each range is one file, written under a temporary name and renamed, so a crash leaves no half range and many processes
-may fill the cache at once. When it outgrows its bound, one process at a time removes the least recently used ranges.
-`JMP_DATA_CACHE` moves it, `JMP_DATA_CACHE_BYTES` bounds it (0 turns it off).
+may fill the cache at once. They add up what they write in `.size`, a few times a second; when that exceeds the bound,
+one of them looks at all files, removes the least recently used, and notes the true size. What a killed process had not
+added up is counted then. `JMP_DATA_CACHE` moves the cache, `JMP_DATA_CACHE_BYTES` bounds it (0 turns it off).
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import fcntl
 import hashlib
 import os
 import struct
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import google_crc32c
 
 _DEFAULT_BYTES = 10 << 30
-_CHECK_EVERY = 64  # writes of one process between two looks at the size
+_REPORT_BYTES = 16 << 20  # written by one process before it adds them to the common size
 _SHRINK_TO = 0.8
 _CRC = struct.Struct("<I")
 
@@ -29,12 +32,12 @@ class RangeCache:
 
     Attributes:
         folder: where.
-        max_bytes: bound on the total size; exceeded by at most a few dozen ranges per process.
+        max_bytes: bound on the total size; exceeded by at most 16 MiB per process, or a 64th of it where that is less.
     """
 
     folder: Path
     max_bytes: int
-    _writes: int = field(default=0, repr=False)
+    _unreported: int = field(default=0, repr=False)
 
     @classmethod
     def default(cls) -> RangeCache | None:
@@ -67,7 +70,7 @@ class RangeCache:
     def put(self, origin: str, name: str, start: int | None, stop: int | None, payload: bytes) -> None:
         """Keep a range; a full disk only means that it is not kept."""
         path = self._path(origin, name, start, stop)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(payload + _CRC.pack(google_crc32c.value(payload)))
@@ -76,28 +79,51 @@ class RangeCache:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             return
-        self._writes += 1
-        if self._writes % _CHECK_EVERY == 0:
-            self.shrink()
+        self._unreported += len(payload) + _CRC.size
+        if self._unreported >= min(_REPORT_BYTES, self.max_bytes // 64):
+            with contextlib.suppress(OSError):
+                self._report()
+
+    def _report(self) -> None:
+        """Add what this process wrote to the common size; shrink if that is too much."""
+        with self._locked() as sizes:
+            written, self._unreported = self._unreported, 0
+            try:
+                total = int(sizes.read_text()) + written
+            except (OSError, ValueError):
+                total = self.max_bytes + 1
+            if total > self.max_bytes:
+                total = self._remove_oldest()
+            sizes.write_text(str(total))
 
     def shrink(self) -> None:
-        """Remove the least recently used ranges if the bound is exceeded; another process at it is left alone."""
+        """Look at all files, and remove the least recently used ranges if the bound is exceeded."""
+        with self._locked() as sizes:
+            self._unreported = 0
+            sizes.write_text(str(self._remove_oldest()))
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[Path]:
+        """Holds the cache's lock, which dies with its process; yields the file of the common size."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-            entries = []
-            for path in self.folder.glob("??/*"):
-                with contextlib.suppress(OSError):
-                    status = path.stat()
-                    entries.append((status.st_mtime_ns, status.st_size, path))
-            total = sum(size for _, size, _ in entries)
-            if total <= self.max_bytes:
-                return
-            for _, size, path in sorted(entries):
-                if total <= self.max_bytes * _SHRINK_TO:
-                    return
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                    total -= size
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield self.folder / ".size"
+
+    def _remove_oldest(self) -> int:
+        """Bring the files under the bound; returns their size."""
+        entries = []
+        for path in self.folder.glob("??/*"):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                entries.append((status.st_mtime_ns, status.st_size, path))
+        total = sum(size for _, size, _ in entries)
+        if total <= self.max_bytes:
+            return total
+        for _, size, path in sorted(entries):
+            if total <= self.max_bytes * _SHRINK_TO:
+                break
+            with contextlib.suppress(OSError):
+                path.unlink()
+                total -= size
+        return total

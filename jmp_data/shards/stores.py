@@ -15,9 +15,11 @@ from typing import Any, NamedTuple, Protocol
 from jmp_data.errors import ManifestError, MissingExtraError, MissingFileError, ShardError
 from jmp_data.shards.range_cache import RangeCache
 
-_ATTEMPTS = 6
+_ATTEMPTS = 9  # to read; a minute, so that a run outlives a server's restart
+_OPEN_ATTEMPTS = 5  # to open; a wrong address is told sooner
 _FIRST_PAUSE = 0.2  # seconds; doubles with each attempt
 _STALL = 30.0  # seconds without a byte after which a connection counts as dropped
+_CONNECTIONS = 256  # at a time; a far server answers each of them slowly, but all at once
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
 
 
@@ -131,7 +133,8 @@ class FsspecStore:
     def _fetch(self, spans: Sequence[Span]) -> list[bytes]:
         results: dict[int, bytes] = {}
         problem: object = None
-        for attempt in range(_ATTEMPTS):
+        attempts = _ATTEMPTS if self.version else _OPEN_ATTEMPTS
+        for attempt in range(attempts):
             left = [number for number in range(len(spans)) if number not in results]
             if not left:
                 return [results[number] for number in range(len(spans))]
@@ -154,7 +157,7 @@ class FsspecStore:
         if len(results) == len(spans):
             return [results[number] for number in range(len(spans))]
         failed = next(spans[number] for number in range(len(spans)) if number not in results)
-        raise ShardError(f"{self.url}/{failed.name}: cannot be read after {_ATTEMPTS} attempts ({problem})")
+        raise ShardError(f"{self.url}/{failed.name}: cannot be read after {attempts} attempts ({problem})")
 
     def _cat(self, spans: Sequence[Span]) -> list[bytes | Exception]:
         filesystem, root = self._filesystem()
@@ -186,11 +189,12 @@ def _open_filesystem(url: str) -> tuple[Any, str]:
 
     scheme = url.partition("://")[0]
     settings: dict[str, Any] = {}
+    if scheme in ("http", "https"):
+        settings = {"get_client": _http_client}
+    elif scheme in ("s3", "s3a"):
+        waits = {"connect_timeout": _STALL, "read_timeout": _STALL}
+        settings = {"config_kwargs": {"max_pool_connections": _CONNECTIONS, **waits}}
     try:
-        if scheme in ("http", "https"):
-            import aiohttp
-
-            settings["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(sock_connect=_STALL, sock_read=_STALL)}
         filesystem, root = fsspec.core.url_to_fs(url, **settings)
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
@@ -199,6 +203,15 @@ def _open_filesystem(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise ManifestError(f"{url}: not a URL that can be read ({error})") from error
     return filesystem, root
+
+
+async def _http_client(**settings: Any) -> Any:
+    """A session that holds many connections, and gives a silent one up."""
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(sock_connect=_STALL, sock_read=_STALL)
+    connector = aiohttp.TCPConnector(limit=_CONNECTIONS)
+    return aiohttp.ClientSession(**{"timeout": timeout, "connector": connector, **settings})
 
 
 def _is_refusal(error: Exception) -> bool:

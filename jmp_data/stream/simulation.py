@@ -8,6 +8,7 @@ import numpy as np
 
 from jmp_data.mixture import Member, Mixture
 from jmp_data.stream.balance import CostModel, imbalance
+from jmp_data.stream.budget import BudgetCuts
 from jmp_data.stream.epoch_order import WINDOW_BLOCKS, EpochOrder
 from jmp_data.stream.limits import BatchLimits
 
@@ -41,8 +42,9 @@ def simulate(
 
     Returns:
         A JSON-able summary: steps (and whether they are exact), structures and atoms of the epoch, structures and atoms
-        per rank and step (smallest, mean, largest), imbalance (heaviest rank over the mean: mean and largest), and the
-        mixture's table with the share of each data set in the sampled steps.
+        per rank and step (smallest, mean, largest), imbalance (heaviest rank over the mean: mean and largest), the
+        share of structures that exceed a rank's budget alone and so get a rank to themselves, and the mixture's table
+        with the share of each data set in the sampled steps.
 
     Raises:
         ManifestError: the epoch has fewer structures than there are ranks.
@@ -51,7 +53,7 @@ def simulate(
     steps = limits.cut(order, mixture, cost=cost)
     exact = limits.is_fixed or order.size <= EXACT_UP_TO
     starts = _sampled_starts(order.size, limits, exact and steps.num_steps <= SAMPLED_STEPS)
-    structures, atoms, heaviest, of_dataset = [], [], [], np.zeros(len(mixture))
+    structures, atoms, heaviest, of_dataset, oversized = [], [], [], np.zeros(len(mixture)), 0
     for number, start in starts:
         stops = steps.stops(number, start, 1)
         while len(stops) < SAMPLED_STEPS // len(starts) and stops[-1] < order.size:
@@ -65,6 +67,8 @@ def simulate(
         work = np.asarray(samples.natoms if cost is None else cost(samples.natoms), np.float64)
         heaviest.append(imbalance(work, ranks, bounds, limits.world_size))
         of_dataset += np.bincount(samples.dataset, minlength=len(mixture))
+        if isinstance(steps, BudgetCuts):
+            oversized += int(np.any(steps.weigh(samples) > steps.limits, axis=1).sum())
     per_step = float(np.concatenate(structures).mean()) * limits.world_size
     shares = of_dataset / of_dataset.sum()
     return {
@@ -77,6 +81,7 @@ def simulate(
         "structures_per_rank": _spread(np.concatenate(structures)),
         "atoms_per_rank": _spread(np.concatenate(atoms)),
         "imbalance": {key: _spread(np.concatenate(heaviest))[key] for key in ("mean", "largest")},
+        "oversized_share": float(oversized / of_dataset.sum()),
         "datasets": [{**row, "sampled_share": float(s)} for row, s in zip(mixture.table(), shares, strict=True)],
     }
 

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,19 @@ def test_stock_webdataset_reads_the_same(tmp_path: Path) -> None:
         np.testing.assert_array_equal(sample["natoms.npy"], block.natoms)
         for name, column in block.columns.items():
             np.testing.assert_array_equal(sample[f"{name}.npy"], column)
+
+
+def test_the_documented_lines_read_it_without_this_project(tmp_path: Path) -> None:
+    """In an interpreter that cannot import us, from a folder of its own."""
+    structures = random_structures(2, 300)
+    write_dataset(structures, tmp_path / "shards" / "ani1x" / "train", format="webdataset")
+    page = (Path(__file__).parents[3] / "docs" / "streaming.md").read_text()
+    lines = page.split("## Without this project")[1].split("```python\n")[1].split("```")[0]
+    check = "import sys\nassert not any(name.startswith('jmp') for name in sys.modules)"
+    code = f"{lines}\n{check}\nprint(first.tolist(), energy[0])"
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"{structures[0].positions.astype(np.float32).tolist()} {structures[0].energy}"
 
 
 @pytest.mark.parametrize("format", FORMATS)

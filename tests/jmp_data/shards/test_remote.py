@@ -1,10 +1,14 @@
+import hashlib
 import pickle
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from jmp_data import open_dataset, write_dataset
-from jmp_data.errors import MissingFileError, ShardError
+from jmp_data.errors import ManifestError, MissingFileError, ShardError
 from jmp_data.shards import stores
 from jmp_data.shards.range_cache import RangeCache
 from tests.jmp_data.shards.loopback import serve
@@ -78,6 +82,8 @@ def test_missing_things_are_named(shards: Path) -> None:
         trouble.fail_every = 1
         with pytest.raises(ShardError, match="attempts"):
             dataset[0]
+        with pytest.raises(ShardError, match="attempts"):  # not "no data set here"
+            open_dataset(f"{url}/zarr/train")
 
 
 def test_cache_is_bounded_and_drops_damaged_entries(tmp_path: Path) -> None:
@@ -92,6 +98,47 @@ def test_cache_is_bounded_and_drops_damaged_entries(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     assert cache.get("u", "one", 0, 3) is None
     assert not path.exists()
+
+
+FILLER = """
+import hashlib, sys
+from pathlib import Path
+from jmp_data.shards.range_cache import RangeCache
+cache = RangeCache(Path(sys.argv[1]), max_bytes=3_000_000)
+print(flush=True)
+for number in range(int(sys.argv[2]), 10**9, 3):
+    cache.put("u", "file", number % 60, 0, hashlib.sha256(b"%d" % (number % 60)).digest() * 4096)
+"""
+
+
+def test_cache_survives_processes_that_are_killed_while_they_write(tmp_path: Path) -> None:
+    """Three at a time fill one cache and die; what is left is whole, right and within the bound."""
+    folder = tmp_path / "crashed"
+    for round_ in range(3):
+        command = [sys.executable, "-c", FILLER, str(folder)]
+        fillers = [subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE) for n in range(3)]
+        for filler in fillers:
+            filler.stdout.readline()
+        time.sleep(0.15 + 0.05 * round_)
+        for filler in fillers:
+            filler.kill()
+            filler.communicate()
+    cache = RangeCache(folder, max_bytes=3_000_000)
+    written = sum(path.stat().st_size for path in folder.glob("??/*"))
+    assert 1_000_000 < written <= 3_000_000 + 6 * 132_000  # each may be one range and one unreported range ahead
+    found = {number: cache.get("u", "file", number, 0) for number in range(60)}
+    whole = {number: payload for number, payload in found.items() if payload is not None}
+    assert len(whole) >= 5
+    assert all(payload == hashlib.sha256(b"%d" % n).digest() * 4096 for n, payload in whole.items())
+    cache.put("u", "file", 99, 0, b"alive")
+    assert cache.get("u", "file", 99, 0) == b"alive"
+    cache.shrink()
+    assert sum(path.stat().st_size for path in folder.glob("??/*")) <= 3_000_000
+
+
+def test_an_unknown_protocol_is_told() -> None:
+    with pytest.raises(ManifestError, match="nosuch://a/b: not a URL"):
+        open_dataset("nosuch://a/b")
 
 
 def test_s3(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def global_batches(mixture, limit, world_size, **settings):
     return [sorted(itertools.chain(*parts)) for parts in zip(*ranks, strict=True)]
 
 
-@given(mixtures(max_blocks=4), limits, st.sampled_from([1, 2, 3, 5, 8, 64]), st.booleans())
+@given(mixtures(max_blocks=4), limits, st.sampled_from([1, 2, 3, 5, 8, 17, 64]), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_every_structure_is_delivered_as_often_as_the_rule_says(mixture, limit, world_size, shuffle):
     size = mixture.epoch_size if shuffle else mixture.num_structures
@@ -113,9 +113,10 @@ def test_resume_after_any_batch_equals_the_uninterrupted_run(mixture, limit, wor
 @settings(max_examples=40, deadline=None)
 def test_resume_on_another_number_of_ranks(mixture, budgeted, data):
     largest = max(int(member.dataset.natoms.max()) for member in mixture)
-    total = 60 * largest if budgeted else 12
+    structures, worlds = data.draw(st.sampled_from([(12, [1, 2, 3, 4, 6]), (128, [1, 2, 8, 32, 64])]))
+    total = 5 * structures * largest if budgeted else structures
     name = "max_atoms" if budgeted else "batch_size"
-    before, after = (data.draw(st.sampled_from([1, 2, 3, 4, 6])) for _ in range(2))
+    before, after = (data.draw(st.sampled_from(worlds)) for _ in range(2))
     if mixture.epoch_size < max(before, after):
         return
     expected = global_batches(mixture, {name: total}, 1)

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,6 +56,14 @@ def test_an_epoch_of_174_million_on_64_ranks_takes_a_moment():
     assert not budgeted["steps_are_exact"]
     assert budgeted["steps"] == pytest.approx(report["atoms"] / 64000, rel=0.1)
     assert budgeted["atoms_per_rank"]["largest"] <= 1000
+
+
+def test_structures_beyond_the_budget_are_counted():
+    natoms = np.array([5] * 96 + [50] * 4)
+    mixture = Mixture.single(IndexDataset("a", [50, 50], natoms))
+    assert simulate(mixture, BatchLimits(max_atoms=49, world_size=2))["oversized_share"] == 0.04
+    assert simulate(mixture, BatchLimits(max_atoms=50, world_size=2))["oversized_share"] == 0.0
+    assert simulate(mixture, BatchLimits(batch_size=2))["oversized_share"] == 0.0
 
 
 def test_cost_model_changes_what_is_balanced():
