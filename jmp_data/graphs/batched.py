@@ -7,22 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from jmp_data.errors import InvalidStructureError
 from jmp_data.graphs.dropout import draw_seeds
+from jmp_data.graphs.inputs import check_batch, check_cutoff, check_geometry, check_max_neighbors
 from jmp_data.graphs.radius_graph import Edges, RadiusGraph
-from jmp_data.graphs.settings import (
-    SEARCH_ORDER,
-    GraphSettings,
-    check_cutoff,
-    check_max_neighbors,
-    tabulate_settings,
-    tagged_atoms,
-)
-from jmp_data.graphs.truncation import check_geometry
-
-Array = npt.NDArray[Any]
+from jmp_data.graphs.settings import SEARCH_ORDER, GraphSettings, tabulate_settings, tagged_atoms
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,30 +140,3 @@ def batch_radius_graph(
         check_max_neighbors(max_neighbors)
     positions, cell, pbc, ptr = check_batch(positions, cell, pbc, natoms)
     return RadiusGraph(*search_radius_graph(positions, cell, pbc, ptr, float(cutoff), max_neighbors))
-
-
-def check_batch(positions: Any, cell: Any, pbc: Any, natoms: Any) -> tuple[Array, Array, Array, Array]:
-    """Arrays of a batch as the kernel wants them, and the pointers to the first atom of each structure.
-
-    Raises:
-        InvalidStructureError: misshapen or non-finite arrays; the message says which structure.
-    """
-    natoms = np.asarray(natoms, np.int64)
-    positions = np.ascontiguousarray(positions, np.float64)
-    pbc = np.ascontiguousarray(pbc, np.bool_)
-    cell = np.array(cell, np.float64)
-    ptr = np.zeros(len(natoms) + 1, np.int64)
-    np.cumsum(natoms, out=ptr[1:])
-    expected = {"positions": (ptr[-1], 3), "cell": (len(natoms), 3, 3), "pbc": (len(natoms), 3)}
-    for name, array in (("positions", positions), ("cell", cell), ("pbc", pbc)):
-        if array.shape != expected[name]:
-            raise InvalidStructureError(f"{name} has shape {array.shape}, expected {expected[name]}", "shape")
-    cell[~pbc] = 0.0
-    finite = np.isfinite(positions).all(axis=1)
-    if not finite.all():
-        atom = int(np.argmin(finite))
-        structure = int(np.searchsorted(ptr, atom, "right")) - 1
-        raise InvalidStructureError(f"structure {structure}: positions hold NaN or infinity", "nonfinite_positions")
-    if not np.isfinite(cell).all():
-        raise InvalidStructureError("cell holds NaN or infinity", "nonfinite_cell")
-    return positions, cell, pbc, ptr

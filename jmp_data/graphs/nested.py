@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from jmp_data.graphs.batched import FourGraphs, check_batch
+from jmp_data.graphs.batched import FourGraphs
 from jmp_data.graphs.dropout import draw_seeds, surviving_edges
+from jmp_data.graphs.inputs import check_batch
 from jmp_data.graphs.radius_graph import Edges
 from jmp_data.graphs.settings import GraphSettings, tabulate_settings, tagged_atoms
 from jmp_data.graphs.truncation import Array, nearest, squared_distances

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jmp_data.graphs.backends import BackendName, choose_backend
-from jmp_data.graphs.settings import check_cutoff, check_max_neighbors
-from jmp_data.graphs.truncation import check_geometry
+from jmp_data.graphs.inputs import check_cutoff, check_geometry, check_max_neighbors
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,10 @@ class RadiusGraph(Edges):
 
     distances: npt.NDArray[np.float64]
 
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        """`edge_index, cell_offsets, distances = radius_graph(...)`."""
+        return iter((self.edge_index, self.cell_offsets, self.distances))
+
 
 def radius_graph(
     positions: Any,
@@ -58,15 +62,15 @@ def radius_graph(
     `max_neighbors` edges, ties broken by source, then cell offset (see `jmp_data.graphs.truncation`).
 
     Args:
-        positions: (natoms, 3), Å.
+        positions: (natoms, 3), Å; array, list or torch tensor, of any floating type; computed in float64.
         cell: (3, 3), Å, rows are lattice vectors; None where nothing is periodic.
-        pbc: (3,) bool.
+        pbc: (3,) bool, or one for all axes; None means periodic where a cell is given.
         cutoff: Å.
         max_neighbors: edges kept per target; None keeps all.
         backend: which search to use; "auto" is the compiled kernel.
 
     Returns:
-        The edges in canonical order, with lengths.
+        The edges in canonical order, with lengths; unpacks into edge_index, cell_offsets and distances.
 
     Raises:
         InvalidStructureError: non-finite or misshapen input, a periodic cell without volume, a cutoff or limit ≤ 0.
@@ -77,5 +81,7 @@ def radius_graph(
         check_max_neighbors(max_neighbors)
     positions, cell, pbc = check_geometry(positions, cell, pbc)
     search = choose_backend(backend, pbc)
-    edge_index, cell_offsets, distances = search(positions, cell, pbc, float(cutoff), max_neighbors)
+    edge_index, cell_offsets, distances = search(
+        positions, cell, pbc, float(cutoff), max_neighbors and int(max_neighbors)
+    )
     return RadiusGraph(edge_index, cell_offsets, distances)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jmp_data.errors import InvalidStructureError
+from jmp_data.graphs.inputs import as_array, check_cutoff, check_max_neighbors
 
 GRAPH_NAMES: Final = ("main", "a2a", "a2ee2a", "qint")
 """The four graphs, by the prefix of their keys in a batch."""
@@ -88,12 +89,14 @@ def tabulate_settings(settings: GraphSettings | Sequence[GraphSettings], nstruct
     Raises:
         InvalidStructureError: another number of settings than structures.
     """
-    each = [settings] * nstructures if isinstance(settings, GraphSettings) else settings
-    if len(each) != nstructures:
-        raise InvalidStructureError(f"{len(each)} graph settings for {nstructures} structures", "shape")
-    distinct = {id(s): s for s in each}
-    number = {identity: n for n, identity in enumerate(distinct)}
-    which = np.array([number[id(s)] for s in each], np.int64)
+    if isinstance(settings, GraphSettings):
+        distinct, which = {0: settings}, np.zeros(nstructures, np.int64)
+    else:
+        if len(settings) != nstructures:
+            raise InvalidStructureError(f"{len(settings)} graph settings for {nstructures} structures", "shape")
+        distinct = {id(s): s for s in settings}
+        number = {identity: n for n, identity in enumerate(distinct)}
+        which = np.array([number[id(s)] for s in settings], np.int64)
     cutoffs = np.array([s.cutoff for s in distinct.values()], np.float64)
     limits = np.array([[getattr(s, name) for name in SEARCH_ORDER] for s in distinct.values()], np.int64)
     masks = np.array([sum(1 << tag for tag in set(s.qint_tags)) for s in distinct.values()], np.int64)
@@ -114,7 +117,7 @@ def tagged_atoms(tags: Any, ptr: npt.NDArray[np.int64], table: SettingsTable) ->
     Raises:
         InvalidStructureError: tags of another length, or outside 0 to 62.
     """
-    tags = np.asarray(tags)
+    tags = as_array("tags", tags, None)
     if tags.shape != (ptr[-1],):
         raise InvalidStructureError(f"tags have shape {tags.shape}, expected ({ptr[-1]},)", "shape")
     if len(tags) and not 0 <= tags.min() <= tags.max() <= MAX_TAG:
@@ -122,18 +125,6 @@ def tagged_atoms(tags: Any, ptr: npt.NDArray[np.int64], table: SettingsTable) ->
     masks = np.repeat(table.tag_masks, np.diff(ptr))
     tagged: npt.NDArray[np.bool_] = (masks >> tags.astype(np.int64)) & 1 == 1
     return tagged
-
-
-def check_cutoff(cutoff: float) -> None:
-    """Raise `InvalidStructureError` unless the cutoff is a positive, finite length in Å."""
-    if not 0.0 < cutoff < float("inf"):
-        raise InvalidStructureError(f"cutoff is {cutoff}; give a positive length in Å", "graph_settings")
-
-
-def check_max_neighbors(limit: int, name: str = "max_neighbors") -> None:
-    """Raise `InvalidStructureError` unless the limit is at least 1."""
-    if limit < 1:
-        raise InvalidStructureError(f"{name} is {limit}; it must be at least 1", "graph_settings")
 
 
 PERIODIC: Final = GraphSettings(cutoff=12.0)

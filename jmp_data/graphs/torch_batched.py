@@ -17,13 +17,8 @@ from torch import Tensor
 
 from jmp_data.errors import InvalidStructureError
 from jmp_data.graphs.dropout import surviving_edges
-from jmp_data.graphs.settings import (
-    SEARCH_ORDER,
-    GraphSettings,
-    check_cutoff,
-    check_max_neighbors,
-    tabulate_settings,
-)
+from jmp_data.graphs.inputs import check_cutoff, check_max_neighbors
+from jmp_data.graphs.settings import SEARCH_ORDER, GraphSettings, tabulate_settings
 from jmp_data.graphs.truncation import SELF_DISTANCE, TIE_RESOLUTION
 
 MAX_IMAGES: Final = 100_000_000

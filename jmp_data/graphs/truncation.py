@@ -16,8 +16,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from jmp_data.errors import InvalidStructureError
-
 Array = npt.NDArray[Any]
 
 TIE_RESOLUTION: Final = 2.0**-26
@@ -91,32 +89,3 @@ def nearest(squared: Array, target: Array, natoms: int, max_neighbors: int | Arr
     rank[by_distance] = np.arange(len(target)) - first[target]
     kept: npt.NDArray[np.bool_] = rank < max_neighbors
     return kept
-
-
-def check_geometry(positions: Any, cell: Any, pbc: Any) -> tuple[Array, Array, Array]:
-    """One structure as float64 positions, a float64 cell whose open rows are zero, and bool pbc.
-
-    Args:
-        positions: (natoms, 3), Å.
-        cell: (3, 3), Å, or None where nothing is periodic.
-        pbc: three flags or one.
-
-    Returns:
-        positions, cell and pbc as arrays; the cell is all zero where nothing is periodic.
-
-    Raises:
-        InvalidStructureError: wrong shapes, non-finite values, or periodic along axes that span no volume.
-    """
-    positions = np.ascontiguousarray(positions, np.float64)
-    pbc = np.array(np.broadcast_to(np.asarray(pbc, np.bool_), (3,)))
-    if positions.ndim != 2 or positions.shape[1] != 3:
-        raise InvalidStructureError(f"positions have shape {positions.shape}, expected (natoms, 3)", "shape")
-    if cell is None and pbc.any():
-        raise InvalidStructureError("periodic without a cell; give the cell or pbc=False", "no_cell")
-    cell = np.zeros((3, 3)) if cell is None else np.array(cell, np.float64)
-    if cell.shape != (3, 3):
-        raise InvalidStructureError(f"cell has shape {cell.shape}, expected (3, 3)", "shape")
-    cell[~pbc] = 0.0
-    if not (np.isfinite(positions).all() and np.isfinite(cell).all()):
-        raise InvalidStructureError("positions or cell hold NaN or infinity", "nonfinite_positions")
-    return positions, cell, pbc

@@ -140,6 +140,8 @@ class EpochOrder:
 
     def schedule(self, position: int) -> Iterator[tuple[int, Window]]:
         """(chapter in which it is first needed, window), in order of need, from a position on."""
+        if position >= self.size:
+            return iter(())
         chapter = self.chapter_of(position)
         runs = (self._needs(order, first) for order, first in zip(self._orders, self.consumed(chapter), strict=True))
         return heapq.merge(*runs, key=lambda need: need[0])

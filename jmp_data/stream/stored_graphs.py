@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from jmp_data.errors import ShardError
 from jmp_data.graphs import Edges, GraphSettings, PackedFourGraphs, batch_four_graphs
-from jmp_data.graphs.batched import check_batch
-from jmp_data.graphs.codec import MEMBERSHIP_BITS, unpack_edges
+from jmp_data.graphs.codec import MEMBERSHIP_BITS, MISFIT, check_columns, unpack_edges
 from jmp_data.graphs.dropout import draw_seeds
+from jmp_data.graphs.inputs import check_batch
 from jmp_data.graphs.settings import tabulate_settings, tagged_atoms
 from jmp_data.mixture import Mixture
 from jmp_data.shards.graph_layer import RULE, LayerBlock, LayerSettings
@@ -228,7 +229,8 @@ def _drop(
     table = tabulate_settings(settings, len(pbc))
     kept = np.empty(len(packed.source), np.bool_)
     membership, counts = np.zeros(len(kept), np.uint8), np.empty_like(packed.neighbor_counts)
-    thin(
+    check_columns(packed, ptr)
+    fits = thin(
         packed.source,
         packed.neighbor_counts,
         packed.cell_offsets,
@@ -243,4 +245,6 @@ def _drop(
         counts,
         membership,
     )
+    if not fits:
+        raise ShardError(MISFIT)
     return PackedFourGraphs(packed.source[kept], counts, packed.cell_offsets[kept], membership[kept])

@@ -52,6 +52,22 @@ def _nearest(rounded, candidates, count, limit, chosen):
 
 
 @njit(cache=True, nogil=True)
+def _fit(source, counts, ptr):
+    """Whether the counts add up and every source is an atom of its structure."""
+    e = 0
+    for b in range(len(ptr) - 1):
+        for t in range(ptr[b], ptr[b + 1]):
+            end = e + np.int64(counts[t])
+            if counts[t] < 0 or end > len(source):
+                return False
+            while e < end:
+                if source[e] < 0 or source[e] >= ptr[b + 1] - ptr[b]:
+                    return False
+                e += 1
+    return e == len(source)
+
+
+@njit(cache=True, nogil=True)
 def thin(
     source, counts, offsets, ptr, positions, cells, limits, tagged, seeds, dropout, kept, kept_counts, membership
 ):  # fmt: skip
@@ -71,7 +87,12 @@ def thin(
         kept: (nedges,) bool, to be filled.
         kept_counts: (N,) to be filled.
         membership: (nedges,) uint8 zeros, to be filled.
+
+    Returns:
+        False, with nothing filled, where the edges do not fit the structures.
     """
+    if not _fit(source, counts, ptr):
+        return False
     threshold = np.uint64(dropout * 2.0**53)
     most = 0
     for count in counts:
@@ -110,3 +131,4 @@ def thin(
                     k = edge[chosen[g, i]]
                     if g < _GRAPHS - 1 or tagged[t] or tagged[first + np.int64(source[k])]:
                         membership[k] |= np.uint8(1 << g)
+    return True

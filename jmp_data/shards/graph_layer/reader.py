@@ -55,6 +55,11 @@ class LayerReader:
         for name, stored in counts.items():
             if int(np.maximum(stored, 0).sum()) != nedges:
                 raise ShardError(f"{self._where(shard, block, name)}: does not add up to {nedges} edges; damaged")
+        ends = np.cumsum(natoms)
+        before = np.concatenate([[0], np.cumsum(counts["neighbor_counts"], dtype=np.int64)])
+        if not np.array_equal(before[ends] - before[ends - natoms], np.maximum(counts["nedges"], 0)):
+            where = self._where(shard, block, "neighbor_counts")
+            raise ShardError(f"{where}: does not add up to the edges of each structure; damaged")
         verified = {
             name: tuple(
                 np.frombuffer(zarr_codec.verified(chunks[name, piece], where=self._where(shard, block, name)), np.uint8)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
+from scipy.spatial import cKDTree
 
 GRID = 1.0 / 16.0
 KINDS = (
@@ -131,3 +132,50 @@ def brute_force(case: Case) -> list[tuple[int, int, tuple[int, ...], float]]:
         own = sorted((e for e in edges if e[0] == target), key=nearness)
         kept += sorted(own[: case.max_neighbors])
     return kept
+
+
+@st.composite
+def large_cases(draw: st.DrawFn, max_atoms: int = 5000) -> Case:
+    """Up to thousands of atoms, 0.05 / Å³, of any periodicity, in boxes from flat to long, on the same grid."""
+    natoms = draw(st.integers(1, max_atoms))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shape = np.exp(rng.uniform(-1, 1, 3))
+    edges = shape * np.cbrt(natoms / 0.05 / shape.prod())
+    slants = rng.uniform(-1.5, 1.5, (3, 3)) * draw(st.sampled_from((0.0, 0.2, 1.0))) * edges.min()
+    cell = np.round((np.diag(edges) + np.tril(slants, -1)) / GRID) * GRID
+    cell[2] *= draw(st.sampled_from((1.0, -1.0)))
+    pbc = np.array(draw(st.tuples(*[st.booleans()] * 3)))
+    shifts = rng.integers(-3, 4, (natoms, 3)) * pbc * draw(st.sampled_from((0, 1)))
+    positions = np.round((rng.random((natoms, 3)) @ cell) / GRID) * GRID + shifts @ cell
+    return Case(positions, cell, pbc, draw(grid(2.0, 6.0)), draw(st.none() | st.integers(1, 40)))
+
+
+def kd_tree_search(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Edges as rows of (target, source, cell offset), and squared distances, by a k-d tree over explicit images."""
+    cell = np.where(case.pbc[:, None], case.cell, 0.0)
+    wraps = np.where(case.pbc, np.floor(case.positions @ reciprocals(case)), 0.0)
+    wrapped = case.positions - wraps @ cell
+    reach = np.where(case.pbc, np.ceil(case.cutoff * np.linalg.norm(reciprocals(case), axis=0)) + 1, 0).astype(int)
+    images = np.array(list(itertools.product(*(range(-r, r + 1) for r in reach))), float)
+    places = (wrapped[None] + (images @ cell)[:, None]).reshape(-1, 3)
+    low, high = wrapped.min(axis=0) - case.cutoff, wrapped.max(axis=0) + case.cutoff
+    near = np.flatnonzero(((places >= low) & (places <= high)).all(axis=1))
+    image, source = np.divmod(near, len(wrapped))
+    found = cKDTree(wrapped).query_ball_tree(cKDTree(places[near]), case.cutoff + 1e-6)
+    target = np.repeat(np.arange(len(wrapped)), [len(each) for each in found])
+    chosen = np.array(list(itertools.chain.from_iterable(found)), int)
+    source, offsets = source[chosen], images[image[chosen]]
+    offsets = offsets - wraps[source] + wraps[target]
+    squared = ((case.positions[source] - case.positions[target] + offsets @ cell) ** 2).sum(axis=1)
+    limit = case.cutoff**2
+    inside = (squared > 1e-4) & (squared <= limit if case.pbc.any() else squared < limit)
+    rows = np.column_stack([target, source, offsets])[inside].astype(int)
+    squared = squared[inside]
+    if case.max_neighbors is not None:
+        order = np.lexsort((*rows[:, :0:-1].T, squared, rows[:, 0]))
+        first = np.searchsorted(rows[order, 0], np.arange(len(wrapped)))
+        rank = np.arange(len(rows)) - first[rows[order, 0]]
+        order = order[rank < case.max_neighbors]
+        rows, squared = rows[order], squared[order]
+    order = np.lexsort(rows[:, ::-1].T)
+    return rows[order], squared[order]

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from ase import Atoms
 from ase.build import bulk, fcc111
 from ase.io import read
 from ase.neighborlist import primitive_neighbor_list
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 import jmp_data
 from jmp_data.errors import InvalidStructureError
 from jmp_data.graphs import RadiusGraph, radius_graph
-from tests.jmp_data.graphs.structures import Case, brute_force, cases, rotated
+from tests.jmp_data.graphs.structures import Case, brute_force, cases, kd_tree_search, large_cases, rotated
 from tests.shared import SHARED, needs_shared
 
 
@@ -71,6 +73,26 @@ def test_equals_brute_force(case: Case) -> None:
 @given(cases())
 def test_equals_brute_force_often(case: Case) -> None:
     check_against_brute_force(case)
+
+
+def check_against_a_kd_tree(case: Case) -> None:
+    rows, squared = kd_tree_search(case)
+    graph = search(case)
+    np.testing.assert_array_equal(np.column_stack([graph.edge_index[::-1].T, graph.cell_offsets]), rows)
+    np.testing.assert_array_equal(graph.distances, np.sqrt(squared))
+
+
+@examples(20)
+@given(large_cases())
+def test_thousands_of_atoms_equal_a_kd_tree(case: Case) -> None:
+    check_against_a_kd_tree(case)
+
+
+@pytest.mark.slow
+@examples(400)
+@given(large_cases())
+def test_thousands_of_atoms_equal_a_kd_tree_often(case: Case) -> None:
+    check_against_a_kd_tree(case)
 
 
 @examples(60)
@@ -183,18 +205,65 @@ def test_empty_neighbourhoods(max_neighbors: int | None) -> None:
     assert nothing.cell_offsets.shape == (0, 3)
 
 
-def test_float32_and_lists_are_taken() -> None:
-    positions = np.array([[0.0, 0.0, 0.0], [1.5, 0.0, 0.0]], np.float32)
-    assert len(radius_graph(positions, None, [False, False, False], cutoff=2.0)) == 2
-    assert len(radius_graph(positions.tolist(), np.eye(3).tolist(), False, cutoff=2.0)) == 2
+BOX = [[5.0, 0.0, 0.0], [1.0, 5.0, 0.0], [0.0, 1.0, 5.0]]
+PAIR = [[0.1, 0.2, 0.3], [1.6, 0.2, 0.3]]
+
+
+@pytest.mark.parametrize(
+    ("positions", "cell", "pbc"),
+    [
+        (PAIR, BOX, [True, True, True]),
+        (np.array(PAIR), np.asfortranarray(BOX), True),
+        (np.array(PAIR)[::-1][::-1], np.array(BOX)[None], np.True_),
+        (np.array(PAIR, ">f8"), np.array(BOX, np.float32), np.array([1, 1, 1])),
+        (torch.tensor(PAIR, dtype=torch.float64, requires_grad=True), torch.tensor(BOX), torch.ones(3) > 0),
+        (torch.tensor(PAIR, dtype=torch.float64), torch.tensor(BOX)[None], torch.ones(1, 3, dtype=torch.bool)),
+        (PAIR, Atoms(cell=BOX).cell, None),
+    ],
+)
+def test_arrays_lists_and_tensors_are_taken(positions: object, cell: object, pbc: object) -> None:
+    expected = radius_graph(np.array(PAIR), np.array(BOX), np.array([True] * 3), cutoff=4.9)
+    assert len(expected) > 2
+    edge_index, cell_offsets, distances = radius_graph(positions, cell, pbc, cutoff=np.float32(4.9) * 0 + 4.9)
+    np.testing.assert_array_equal(edge_index, expected.edge_index)
+    np.testing.assert_array_equal(cell_offsets, expected.cell_offsets)
+    np.testing.assert_array_equal(distances, expected.distances)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_narrow_floats_are_computed_in_float64(dtype: torch.dtype) -> None:
+    narrow = torch.tensor(PAIR, dtype=dtype)
+    graph = radius_graph(narrow, None, False, cutoff=2.0)
+    wide = radius_graph(narrow.double().numpy(), None, None, cutoff=torch.tensor(2.0), max_neighbors=np.int64(30))
+    np.testing.assert_array_equal(graph.distances, wide.distances)
+    assert graph.distances.dtype == np.float64
+    assert graph.distances[0] != 1.5
+
+
+def test_what_is_given_is_not_changed() -> None:
+    positions, cell, pbc = np.array(PAIR), np.array(BOX), np.array([True, False, True])
+    before = positions.copy(), cell.copy(), pbc.copy()
+    radius_graph(positions, cell, pbc, cutoff=3.0)
+    for array, copy in zip((positions, cell, pbc), before, strict=True):
+        np.testing.assert_array_equal(array, copy)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"cutoff": 0.0}, "positive length"),
+        ({"cutoff": -1}, "positive length"),
         ({"cutoff": float("inf")}, "positive length"),
+        ({"cutoff": float("nan")}, "positive length"),
+        ({"cutoff": None}, "positive length"),
         ({"max_neighbors": 0}, "at least 1"),
+        ({"max_neighbors": 2.5}, "whole number"),
+        ({"positions": [[0.0, 0.0, 0.0], [1.0]]}, "positions cannot be read"),
+        ({"positions": [["a", "b", "c"]]}, "positions cannot be read"),
+        ({"positions": np.zeros(3)}, r"shape \(3,\), expected \(natoms, 3\)"),
+        ({"positions": np.array([[0, 0, 0], [0, np.inf, 0]])}, "first at atom 1"),
+        ({"pbc": [True, True]}, "2 flags"),
+        ({"cell": np.full((3, 3), np.nan)}, "cell holds NaN"),
         ({"positions": np.zeros((2, 2))}, "expected"),
         ({"positions": np.full((2, 3), np.nan)}, "NaN"),
         ({"cell": None}, "without a cell"),

@@ -170,11 +170,12 @@ def test_state_counts_batches_as_they_are_delivered():
     assert stream.state_dict() == {**state, "epoch": 1, "step": 0, "position": 0}
 
 
-def test_a_state_taken_at_the_end_of_an_epoch_yields_its_empty_rest_first():
-    stream = StreamLoader(Mixture.from_datasets(two()), batch_size=8)
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_state_taken_at_the_end_of_an_epoch_yields_its_empty_rest_first(shuffle):
+    stream = StreamLoader(Mixture.from_datasets(two()), batch_size=8, shuffle=shuffle)
     for _ in stream:
         state = stream.state_dict()
-    resumed = StreamLoader(Mixture.from_datasets(two()), batch_size=8)
+    resumed = StreamLoader(Mixture.from_datasets(two()), batch_size=8, shuffle=shuffle)
     resumed.load_state_dict(state)
     assert list(resumed) == []
     assert resumed.epoch == 1
