@@ -54,7 +54,7 @@ def silu_backward(grad: Tensor, z: Tensor) -> Tensor:
 
 def run(node: type[torch.autograd.Function], twin: Callable[..., Tensor], *args: Any) -> Tensor:
     """Run a node, or its twin where that is wanted; a node's tensors come in the autocast type, as for any product."""
-    if _plain:
+    if _plain or torch.compiler.is_compiling():
         return twin(*args)
     for arg in args:
         if isinstance(arg, Tensor) and torch.is_autocast_enabled(arg.device.type):
