@@ -79,16 +79,17 @@ def measure(variant: str, batch: str, repeats: int) -> dict[str, Any]:
         return float(loss.detach())
 
     result: dict[str, Any] = {"variant": variant, "batch": batch}
-    for name, function in (("forward", forward), ("step", step)):
-        function()
-        wall, cpu = [], []
+    for name, function in (("step", step), ("forward", forward)):
+        result["loss"] = function() or result["loss"]
+        spent = []
         for _ in range(repeats):
-            start = time.perf_counter(), time.process_time()
+            start, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
             function()
-            wall.append(time.perf_counter() - start[0])
-            cpu.append(time.process_time() - start[1])
-        result[f"{name}_wall_s"], result[f"{name}_cpu_s"] = min(wall), min(cpu)
-    result["loss"] = step()
+            after = resource.getrusage(resource.RUSAGE_SELF)
+            system = after.ru_stime - used.ru_stime
+            spent.append((time.perf_counter() - start, after.ru_utime - used.ru_utime + system, system))
+        for number, kind in enumerate(("wall", "cpu", "sys")):
+            result[f"{name}_{kind}_s"] = min(entry[number] for entry in spent)
     result["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return result
 
@@ -97,6 +98,7 @@ def run_in_process(variant: str, batch: str, repeats: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.model_speed", "--measure", variant, "--batches", batch]
     output = subprocess.run([*command, "--repeats", str(repeats)], check=True, capture_output=True, text=True).stdout
     result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    print(json.dumps(result), file=sys.stderr, flush=True)
     return result
 
 
@@ -107,11 +109,11 @@ def best(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 def print_table(results: list[dict[str, Any]]) -> None:
     base = {r["batch"]: r for r in results if r["variant"] == "original"}
-    columns = ("forward_wall_s", "step_wall_s", "forward_cpu_s", "step_cpu_s", "peak_rss_mib")
-    print(f"{'batch':12} {'variant':16} " + " ".join(f"{c:>22}" for c in columns) + "   loss")
+    columns = ("forward_wall_s", "step_wall_s", "step_cpu_s", "step_sys_s", "peak_rss_mib")
+    print(f"{'batch':12} {'variant':21} " + " ".join(f"{c:>22}" for c in columns) + "   loss")
     for r in results:
-        cells = [f"{r[c]:9.2f} ({base[r['batch']][c] / r[c]:6.2f} ×)" for c in columns]
-        print(f"{r['batch']:12} {r['variant']:16} " + " ".join(f"{c:>22}" for c in cells) + f"   {r['loss']:.6f}")
+        cells = [f"{r[c]:9.2f} ({base[r['batch']][c] / max(r[c], 1e-9):6.2f} ×)" for c in columns]
+        print(f"{r['batch']:12} {r['variant']:21} " + " ".join(f"{c:>22}" for c in cells) + f"   {r['loss']:.6f}")
 
 
 def main() -> None:

@@ -117,7 +117,7 @@ def test_other_models_structures_and_names(changes: dict[str, object], tmp_path:
     assert all({"energy", "forces", "energy_trainmode", "forces_trainmode"} <= e.keys() for e in report.cases.values())
     worst = {(case, name): e for case, errors in report.cases.items() for name, e in errors.items() if e > 1e-11}
     assert not worst
-    assert report.cases["batch of 3"]["built_qint_edges"] == 0.0
+    assert report.cases["molecule"]["built_qint_edges"] == 0.0
     single = run_parity_report(tmp_path, "float32")
     assert single.max_error < 2e-5
 
