@@ -22,7 +22,8 @@ from jmp_model.finetune.step import FineTuneStep
 from jmp_model.finetune.tasks import TaskSpec
 from jmp_model.finetune.watcher import FinetuneWatcher
 from jmp_model.gemnet_oc.scaling import fit_scale_factors, scale_factors, unfitted_scales
-from jmp_model.model import FineTuningModel, shared_basis_divisors
+from jmp_model.memory import keep_freed_memory
+from jmp_model.model import FineTuningModel, recompute_blocks, shared_basis_divisors
 from jmp_model.presets import preset
 from jmp_model.train.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors
 from jmp_model.train.ema import WeightAverage
@@ -237,6 +238,8 @@ def _build_step(
     config: FinetuneConfig, fabric: Fabric, module: FineTuningModel, groups: list[LayerGroup], objective: Objective
 ) -> FineTuneStep:
     o = config.optimizer
+    recompute_blocks(module, config.hardware.recompute)
+    keep_freed_memory()
     forward = fabric.setup_module(torch.compile(module, dynamic=True) if config.hardware.compile else module)
     parameters = dict(module.named_parameters())
     optimizer = torch.optim.AdamW(

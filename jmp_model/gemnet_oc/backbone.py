@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from jmp_model.gemnet_oc.bases import SHARED_BY_BLOCKS, Bases
 from jmp_model.gemnet_oc.config import GemNetOCConfig
+from jmp_model.gemnet_oc.fused import layers_are_plain, plain_layers
 from jmp_model.gemnet_oc.graphs import ModelInputs
 from jmp_model.gemnet_oc.interaction import InteractionBlock
 from jmp_model.gemnet_oc.kernels import build_kernels, measure
@@ -90,7 +91,13 @@ class GemNetOC(nn.Module):
 
     def _run(self, block: Callable[..., Any], *args: Any) -> Any:
         if self.recompute and self.training and torch.is_grad_enabled():
-            return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
+            plain = layers_are_plain()
+
+            def again(*args: Any) -> Any:
+                with plain_layers(plain):
+                    return block(*args)
+
+            return checkpoint(again, *args, use_reentrant=False, preserve_rng_state=False)
         return block(*args)
 
     def scale_stages(self) -> list[list[str]]:

@@ -38,6 +38,11 @@ def plain_layers(enabled: bool = True) -> Iterator[None]:
         _plain = before
 
 
+def layers_are_plain() -> bool:
+    """Whether the caller is inside `plain_layers()`."""
+    return _plain
+
+
 def times(x: Tensor, weight: Tensor) -> Tensor:
     """x·weightᵀ, for use inside nodes."""
     if _ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() and not torch.is_grad_enabled():
