@@ -12,7 +12,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import read, write
 
-from tests.cli.run_cli import run
+from tests.cli.run_cli import run_here as run
 from tests.jmp_model.tiny_checkpoints import write_tiny
 from tests.jmp_model.train.small_runs import write_mixture
 

@@ -14,7 +14,7 @@ from ase.build import molecule
 
 from jmp_data.errors import CheckpointError, MissingFileError, RawFileError
 from jmp_model.parity import run_parity, run_parity_report
-from tests.cli.run_cli import run
+from tests.cli.run_cli import run_here as run
 from tests.jmp_model.gemnet_oc.structures import some_crystal, some_molecule, some_slab, tiny_model
 from tests.jmp_model.parity_folders import write_folder
 from tests.shared import SHARED, needs_shared
