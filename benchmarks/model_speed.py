@@ -1,13 +1,14 @@
 """Forward and backward pass of JMP-S on the CPU, ours against the original formulation, in one run.
 
-    python -m benchmarks.model_speed [--rounds 3] [--batches slabs4 molecules16] [--out FILE]
+    python -m benchmarks.model_speed [--rounds 3] [--batches slabs4 molecules16] [--variants original ours] [--out FILE]
 
 Each measurement is a process of its own, so that its peak memory is its own; the variants take turns, so that a change
 in the load of the machine meets all of them. Reported are the best wall time and the best CPU time of all rounds, in
 seconds, and the ratios. CPU time with one thread is the steadier of the two on a machine that others use.
 
 Variants: `original`, see `reference_gemnet`; `ours`, all four heads for every structure, same outputs; `ours, own
-heads`, as in training, where each structure's loss reads the head of its own task.
+heads`, as in training, where each structure's loss reads the head of its own task. Ours run as our training does, with
+`keep_freed_memory`; `original, memory kept` is the original with that too.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from benchmarks.model_inputs import molecules, slabs
 from benchmarks.reference_gemnet import ReferenceGemNet
 from jmp_model.gemnet_oc.graphs import ModelInputs
 from jmp_model.gemnet_oc.scaling import scale_factors
+from jmp_model.memory import keep_freed_memory
 from jmp_model.model import PretrainingModel
 from jmp_model.presets import preset
 
 BATCHES = {"slabs4": lambda: slabs(4), "molecules16": lambda: molecules(16)}
-VARIANTS = ("original", "ours", "ours, own heads")
+VARIANTS = ("original", "original, memory kept", "ours", "ours, own heads")
 _TYPICAL_SCALES = {"scale_rbf": 9.0, "scale_cbf": 28.0, "scale_cbf_sum": 4.5, "scale_sbf_sum": 7.0, "scale_sum": 0.8,
                    "scale_rbf_F": 8.5, "scale_rbf_sum": 0.5}  # fmt: skip
 
@@ -59,8 +61,10 @@ def evaluate(net: torch.nn.Module, variant: str, inputs: ModelInputs) -> torch.T
 
 def measure(variant: str, batch: str, repeats: int) -> dict[str, Any]:
     """Times of one variant in this process."""
+    if variant != "original":
+        keep_freed_memory()
     model = build_model()
-    net = ReferenceGemNet(model) if variant == "original" else model
+    net = ReferenceGemNet(model) if variant.startswith("original") else model
     net.train()
     inputs = BATCHES[batch]()
 
@@ -75,16 +79,17 @@ def measure(variant: str, batch: str, repeats: int) -> dict[str, Any]:
         return float(loss.detach())
 
     result: dict[str, Any] = {"variant": variant, "batch": batch}
-    for name, function in (("forward", forward), ("step", step)):
-        function()
-        wall, cpu = [], []
+    for name, function in (("step", step), ("forward", forward)):
+        result["loss"] = function() or result["loss"]
+        spent = []
         for _ in range(repeats):
-            start = time.perf_counter(), time.process_time()
+            start, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
             function()
-            wall.append(time.perf_counter() - start[0])
-            cpu.append(time.process_time() - start[1])
-        result[f"{name}_wall_s"], result[f"{name}_cpu_s"] = min(wall), min(cpu)
-    result["loss"] = step()
+            after = resource.getrusage(resource.RUSAGE_SELF)
+            system = after.ru_stime - used.ru_stime
+            spent.append((time.perf_counter() - start, after.ru_utime - used.ru_utime + system, system))
+        for number, kind in enumerate(("wall", "cpu", "sys")):
+            result[f"{name}_{kind}_s"] = min(entry[number] for entry in spent)
     result["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return result
 
@@ -93,6 +98,7 @@ def run_in_process(variant: str, batch: str, repeats: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.model_speed", "--measure", variant, "--batches", batch]
     output = subprocess.run([*command, "--repeats", str(repeats)], check=True, capture_output=True, text=True).stdout
     result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    print(json.dumps(result), file=sys.stderr, flush=True)
     return result
 
 
@@ -103,11 +109,11 @@ def best(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 def print_table(results: list[dict[str, Any]]) -> None:
     base = {r["batch"]: r for r in results if r["variant"] == "original"}
-    columns = ("forward_wall_s", "step_wall_s", "forward_cpu_s", "step_cpu_s", "peak_rss_mib")
-    print(f"{'batch':12} {'variant':16} " + " ".join(f"{c:>22}" for c in columns) + "   loss")
+    columns = ("forward_wall_s", "step_wall_s", "step_cpu_s", "step_sys_s", "peak_rss_mib")
+    print(f"{'batch':12} {'variant':21} " + " ".join(f"{c:>22}" for c in columns) + "   loss")
     for r in results:
-        cells = [f"{r[c]:9.2f} ({base[r['batch']][c] / r[c]:6.2f} ×)" for c in columns]
-        print(f"{r['batch']:12} {r['variant']:16} " + " ".join(f"{c:>22}" for c in cells) + f"   {r['loss']:.6f}")
+        cells = [f"{r[c]:9.2f} ({base[r['batch']][c] / max(r[c], 1e-9):6.2f} ×)" for c in columns]
+        print(f"{r['batch']:12} {r['variant']:21} " + " ".join(f"{c:>22}" for c in cells) + f"   {r['loss']:.6f}")
 
 
 def main() -> None:
@@ -115,6 +121,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="processes per variant")
     parser.add_argument("--repeats", type=int, default=2, help="timed calls per process, after one to warm up")
     parser.add_argument("--batches", nargs="+", choices=list(BATCHES), default=list(BATCHES))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--out", type=Path, help="write the results here as JSON")
     parser.add_argument("--measure", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -123,9 +130,9 @@ def main() -> None:
         return
     results = []
     for batch in args.batches:
-        rounds: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
+        rounds: dict[str, list[dict[str, Any]]] = {variant: [] for variant in args.variants}
         for _ in range(args.rounds):
-            for variant in VARIANTS:
+            for variant in args.variants:
                 rounds[variant].append(run_in_process(variant, batch, args.repeats))
         results += [best(found) for found in rounds.values()]
     print_table(results)

@@ -171,10 +171,12 @@ def _structures(files: list[Path], pending: deque[Atoms]) -> Iterator[Structure]
                 done += 1
         except InvalidStructureError as error:
             raise InvalidStructureError(f"{file}: structure {done}: {error}", error.code) from error
-        except (OSError, MemoryError):
+        except MemoryError:
             raise
         except Exception as error:
-            # ASE has a hundred parsers, each with its own way to fail.
+            # ASE has a hundred parsers, each with its own way to fail; some raise OSError where the system did not.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             reason = f"{type(error).__name__}: {error}"
             raise ManifestError(f"{file}: ASE cannot read structure {done}: {reason}") from error
 

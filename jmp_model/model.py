@@ -152,6 +152,13 @@ def as_inputs(batch: Any) -> ModelInputs:
     return ModelInputs.from_batch(batch)
 
 
+def recompute_blocks(model: nn.Module, enabled: bool = True) -> None:
+    """Trade work for memory in training, see `GemNetOC.recompute`; of every backbone inside the model."""
+    for module in model.modules():
+        if isinstance(module, GemNetOC):
+            module.recompute = enabled
+
+
 def shared_basis_divisors(model: nn.Module) -> dict[str, int]:
     """Parameters whose gradients the original divides after backward, with their divisors.
 

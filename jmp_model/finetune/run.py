@@ -22,7 +22,8 @@ from jmp_model.finetune.schedule import EarlyStop, GroupSchedule, Plateau, group
 from jmp_model.finetune.step import FineTuneStep
 from jmp_model.finetune.watcher import FinetuneWatcher
 from jmp_model.heads.force_scale import ForceScale
-from jmp_model.model import FineTuningModel, shared_basis_divisors
+from jmp_model.memory import keep_freed_memory
+from jmp_model.model import FineTuningModel, recompute_blocks, shared_basis_divisors
 from jmp_model.train.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors
 from jmp_model.train.ema import WeightAverage
 from jmp_model.train.sharding import whole
@@ -194,6 +195,8 @@ def _build_step(
     o = config.optimizer
     if module.forces_from_gradient and getattr(fabric.strategy.precision, "scaler", None) is not None:
         module.force_scale = ForceScale()
+    recompute_blocks(module, config.hardware.recompute)
+    keep_freed_memory()
     forward = fabric.setup_module(torch.compile(module, dynamic=True) if config.hardware.compile else module)
     parameters = dict(module.named_parameters())
     optimizer = torch.optim.AdamW(

@@ -23,6 +23,9 @@ from torch import Tensor
 COLLINEAR_SINE = 1e-5
 """An atom closer to the axis than this (sine of the angle) has no azimuth."""
 
+CLAMP = 1e-9
+"""Smallest |n₁×n₂| of the original's dihedral."""
+
 
 def legendre_basis(cosine: Tensor, num_spherical: int) -> Tensor:
     """Real m = 0 spherical harmonics Y_l = √((2l+1)/4π)·P_l.
@@ -65,7 +68,7 @@ def pairwise_cosines(first: Tensor, second: Tensor) -> Tensor:
 
 def dihedral_angles(first: Tensor, second: Tensor) -> Tensor:
     """Angle in [0, π] between two plane normals (..., 3), as the original computes it."""
-    y = torch.linalg.cross(first, second).norm(dim=-1).clamp(min=1e-9)
+    y = torch.linalg.cross(first, second).norm(dim=-1).clamp(min=CLAMP)
     return torch.atan2(y, (first * second).sum(-1))
 
 
@@ -76,10 +79,12 @@ class Azimuths:
     Attributes:
         terms: (..., 2·S − 1): 1, cos φ, sin φ, cos 2φ, …; all zero where the vector lies on the axis.
         collinear: (...) bool, the vector lies on the axis.
+        sine_square: (...) of the angle with the axis, not differentiable.
     """
 
     terms: Tensor
     collinear: Tensor
+    sine_square: Tensor
 
 
 def axis_frames(axes: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +113,8 @@ def azimuths(vectors: Tensor, frames: tuple[Tensor, Tensor], num_spherical: int)
     """
     x, y = (vectors * frames[0]).sum(-1), (vectors * frames[1]).sum(-1)
     square = x * x + y * y
-    collinear = square.detach() < COLLINEAR_SINE**2
+    sine_square = square.detach()
+    collinear = sine_square < COLLINEAR_SINE**2
     inverse = torch.rsqrt(torch.where(collinear, torch.ones_like(square), square))
     cos1, sin1 = x * inverse, y * inverse
     terms = [torch.ones_like(cos1)]
@@ -118,7 +124,7 @@ def azimuths(vectors: Tensor, frames: tuple[Tensor, Tensor], num_spherical: int)
             cos_m, sin_m = cos_m * cos1 - sin_m * sin1, sin_m * cos1 + cos_m * sin1
         terms += [cos_m, sin_m]
     stacked = torch.stack(terms, dim=-1)
-    return Azimuths(torch.where(collinear[..., None], torch.zeros_like(stacked), stacked), collinear)
+    return Azimuths(torch.where(collinear[..., None], torch.zeros_like(stacked), stacked), collinear, sine_square)
 
 
 def dihedral_series(num_spherical: int) -> np.ndarray:

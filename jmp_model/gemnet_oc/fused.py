@@ -38,6 +38,11 @@ def plain_layers(enabled: bool = True) -> Iterator[None]:
         _plain = before
 
 
+def layers_are_plain() -> bool:
+    """Whether the caller is inside `plain_layers()`."""
+    return _plain
+
+
 def times(x: Tensor, weight: Tensor) -> Tensor:
     """x·weightᵀ, for use inside nodes."""
     if _ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() and not torch.is_grad_enabled():
@@ -54,7 +59,7 @@ def silu_backward(grad: Tensor, z: Tensor) -> Tensor:
 
 def run(node: type[torch.autograd.Function], twin: Callable[..., Tensor], *args: Any) -> Tensor:
     """Run a node, or its twin where that is wanted; a node's tensors come in the autocast type, as for any product."""
-    if _plain:
+    if _plain or torch.compiler.is_compiling():
         return twin(*args)
     for arg in args:
         if isinstance(arg, Tensor) and torch.is_autocast_enabled(arg.device.type):

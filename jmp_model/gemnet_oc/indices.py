@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jmp_model.gemnet_oc.ragged import PaddedLayout
 from jmp_model.gemnet_oc.topology import Topology
 
 
@@ -40,13 +39,6 @@ class Quadruplets:
     edge_ca: Tensor
 
 
-def _edge_table(layout: PaddedLayout) -> Tensor:
-    """(groups, width) edge number at each place, −1 where there is none."""
-    table = torch.full((layout.num_groups * layout.width,), -1, dtype=torch.long, device=layout.slot.device)
-    edges = torch.arange(layout.slot.shape[0], device=table.device)
-    return table.index_copy_(0, layout.slot, edges).view(layout.num_groups, layout.width)
-
-
 def _pairs(outer: Tensor, inner: Tensor, excluded: Tensor) -> Triplets:
     """All (outer, inner) pairs of one group that are both there and not excluded: tables (groups, width)."""
     there = (outer >= 0)[:, :, None] & (inner >= 0)[:, None, :] & ~excluded
@@ -56,19 +48,19 @@ def _pairs(outer: Tensor, inner: Tensor, excluded: Tensor) -> Triplets:
 
 def edge_to_edge(topology: Topology) -> Triplets:
     """Main edges b→a (inner) and c→a (outer)."""
-    table = _edge_table(topology.main.layout)
+    table = topology.main.layout.table()
     return _pairs(table, table, torch.eye(table.shape[1], dtype=torch.bool, device=table.device)[None])
 
 
 def atom_to_edge(topology: Topology) -> Triplets:
     """a2ee2a edges b→a (inner) and main edges c→a (outer)."""
-    return _pairs(_edge_table(topology.main.layout), _edge_table(topology.a2ee2a.layout), topology.same_image)
+    return _pairs(topology.main.layout.table(), topology.a2ee2a.layout.table(), topology.same_image)
 
 
 def edge_to_atom(topology: Topology) -> Triplets:
     """Main edges b→a (inner) and a2ee2a edges c→a (outer)."""
     excluded = topology.same_image.transpose(1, 2)
-    return _pairs(_edge_table(topology.a2ee2a.layout), _edge_table(topology.main.layout), excluded)
+    return _pairs(topology.a2ee2a.layout.table(), topology.main.layout.table(), excluded)
 
 
 def quadruplets(topology: Topology) -> Quadruplets:
@@ -77,7 +69,7 @@ def quadruplets(topology: Topology) -> Quadruplets:
     if quads is None:
         none = torch.zeros(0, dtype=torch.long, device=topology.main.source.device)
         return Quadruplets(Triplets(none, none), Triplets(none, none), none, none, none)
-    inner_edges = _edge_table(quads.input_layout)[quads.source_row]
+    inner_edges = quads.input_layout.table()[quads.source_row]
     edge_ba, slot = torch.nonzero(quads.input_mask, as_tuple=True)
     triplets_in = Triplets(inner=quads.input_edges[inner_edges[edge_ba, slot]], outer=edge_ba)
     place_edge, place_slot = torch.nonzero(quads.output_mask, as_tuple=True)

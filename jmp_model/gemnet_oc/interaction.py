@@ -107,8 +107,8 @@ class Quadruplet(nn.Module):
         closing = spread(pick(flat, quads.closing_input), quads.closing_place, places * slots)
         extra = (coefficients.closing, closing.view(places, slots, -1))
         y = quads.output_layout.unpad(gathering.aggregate(coefficients.output, sums, self.mlp_sbf.weight, extra))
-        if coefficients.rounding is not None:
-            terms = coefficients.rounding
+        if coefficients.single is not None:
+            terms = coefficients.single
             single = terms.coefficient[:, :, None] * flat[terms.input_place][:, None, :]
             y = y.index_add(0, terms.output_row, self.mlp_sbf(single.flatten(1)))
         return y

@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 from jmp_model.gemnet_oc.angular import (
-    Azimuths,
     axis_frames,
     azimuths,
     cosines,
-    dihedral_angles,
     dihedral_input_terms,
     dihedral_output_terms,
     legendre_basis,
@@ -29,6 +27,7 @@ from jmp_model.gemnet_oc.angular import (
 from jmp_model.gemnet_oc.bases import Bases
 from jmp_model.gemnet_oc.config import Collinear
 from jmp_model.gemnet_oc.ragged import pick, spread, sum_by_group
+from jmp_model.gemnet_oc.single_dihedrals import SingleTerms, single_terms
 from jmp_model.gemnet_oc.topology import QuadrupletTopology, TargetSorted, Topology
 
 
@@ -54,29 +53,14 @@ class QuadrupletKernels:
         input_terms: (Q, 2S, D_in) azimuthal terms of d, zero for excluded places.
         output: (Na, D_out·w, Dq·2S) coefficients of the azimuthal sums for each main edge c→a.
         closing: (Na·D_out, w, Dq) what `output` counts too much: the edge c→b, which is no quadruplet of c→a.
-        rounding: what the original computes for collinear quadruplets beyond a right angle, if that is wanted.
+        single: what the original's formula gives beyond that for single quadruplets; only in double precision.
     """
 
     circular: Tensor
     input_terms: Tensor
     output: Tensor
     closing: Tensor
-    rounding: RoundingTerms | None
-
-
-@dataclass(frozen=True)
-class RoundingTerms:
-    """Corrections of single quadruplets.
-
-    Attributes:
-        output_row: (n,) row of c→a in `output_edges`.
-        input_place: (n,) flat place (qint edge, input slot) of d→b.
-        coefficient: (n, w).
-    """
-
-    output_row: Tensor
-    input_place: Tensor
-    coefficient: Tensor
+    single: SingleTerms | None
 
 
 @dataclass(frozen=True)
@@ -229,8 +213,8 @@ def _quadruplet_kernels(
         input_terms=input_terms.transpose(1, 2),
         output=quads.output_layout.pad(output).flatten(1, 2),
         closing=_closing_kernel(quads, spherical, inner.collinear, outer.collinear),
-        rounding=_rounding_terms(quads, spherical, (inner_vectors, axes, outer_vectors), inner, outer)
-        if collinear == "as_computed"
+        single=single_terms(quads, spherical, (inner_vectors, axes, outer_vectors), inner, outer, collinear=collinear)
+        if collinear == "as_computed" or radial.dtype == torch.float64
         else None,
     )
 
@@ -244,25 +228,3 @@ def _closing_kernel(quads: QuadrupletTopology, spherical: Tensor, inner: Tensor,
     values = (pick(spherical.reshape(-1, out, orders), quads.closing_edge) * dihedral[:, None]).sum(-1)
     places = quads.output_layout.num_groups * quads.output_layout.width
     return spread(values, quads.closing_place, places * slots).view(places, slots, out).transpose(1, 2)
-
-
-def _rounding_terms(
-    quads: QuadrupletTopology,
-    spherical: Tensor,
-    vectors: tuple[Tensor, Tensor, Tensor],
-    inner: Azimuths,
-    outer: Azimuths,
-) -> RoundingTerms:
-    """Evaluate the original's formula on the quadruplets that have c or d on the axis, minus the right angle."""
-    db, ba, ca = vectors
-    at = quads.qint_of_output
-    affected = outer.collinear[..., None] | inner.collinear[at]
-    affected = affected & quads.output_mask[..., None] & quads.input_mask[at]
-    affected.view(-1, affected.shape[-1])[quads.closing_edge, quads.closing_input % affected.shape[-1]] = False
-    row, place, slot = torch.nonzero(affected, as_tuple=True)
-    qint = at[row, place]
-    normals = [torch.linalg.cross(v, ba[qint]) for v in (ca[row, 0], db[qint, slot])]
-    orders = spherical.shape[-1]
-    cosine = torch.cos(dihedral_angles(normals[0], normals[1]))
-    change = legendre_basis(cosine, orders) - legendre_basis(torch.zeros_like(cosine), orders)
-    return RoundingTerms(row, qint * affected.shape[-1] + slot, (spherical[row, place] * change[:, None]).sum(-1))

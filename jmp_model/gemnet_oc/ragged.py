@@ -56,6 +56,12 @@ class PaddedLayout:
         """Map (num_groups, width, *rest) back to (rows, *rest)."""
         return pick(block.reshape(self.num_groups * self.width, *block.shape[2:]), self.slot)
 
+    def table(self) -> Tensor:
+        """(num_groups, width) number of the row at each place, −1 where there is none."""
+        rows = torch.arange(self.slot.shape[0], device=self.slot.device)
+        flat = torch.full((self.num_groups * self.width,), -1, dtype=torch.long, device=self.slot.device)
+        return flat.index_copy_(0, self.slot, rows).view(self.num_groups, self.width)
+
     def mask(self) -> Tensor:
         """(num_groups, width) bool, true where there is a row."""
         flat = torch.zeros(self.num_groups * self.width, dtype=torch.bool, device=self.slot.device)

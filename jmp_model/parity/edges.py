@@ -59,6 +59,8 @@ def compare_built_graphs(built: FourGraphs, arrays: Arrays) -> Errors:
 
 def has_ties(arrays: Arrays, limits: tuple[int, ...], *, gap: float = 1e-6) -> bool:
     """Whether a truncation limit falls inside a shell of equally distant neighbours, where any choice is as good."""
+    if "a2a_distance" not in arrays:
+        return False
     target, distance = arrays["a2a_edge_index"][1], arrays["a2a_distance"]
     order = np.lexsort((distance, target))
     target, distance = target[order], distance[order]

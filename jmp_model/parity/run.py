@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from zipfile import BadZipFile
 
 import torch
+from safetensors import SafetensorError
 
-from jmp_data.errors import MissingFileError
+from jmp_data.errors import InvalidStructureError, JmpDataError, MissingFileError, RawFileError
 from jmp_model.gemnet_oc.graphs import ModelInputs
 from jmp_model.gemnet_oc.kernels import build_kernels, measure
 from jmp_model.gemnet_oc.scaling import fit_scale_factors
@@ -25,6 +28,7 @@ from jmp_model.parity.fixtures import (
     Precision,
     build_graphs,
     find_cases,
+    graph_settings,
     load_finetuning_model,
     load_parity_config,
     load_pretraining_model,
@@ -82,8 +86,6 @@ def run_parity_report(
     """`run_parity` with a list of what was skipped and why."""
     directory = Path(directory)
     config = load_parity_config(directory)
-    if not (directory / "pretrain_model.safetensors").is_file():
-        raise MissingFileError(f"{directory / 'pretrain_model.safetensors'} does not exist")
     # torch 2.13 on CPU: the first threaded float64 exp of a process can be off by 3e-9.
     torch.exp(torch.ones(1 << 16, dtype=torch.float64))
     # The stored float64 numbers have the original's rounding of collinear dihedrals in them; in float32 that is noise.
@@ -92,21 +94,41 @@ def run_parity_report(
     finetuning: FineTuningModel | None = None
     report = ParityReport()
     for case, arrays, kind in find_cases(directory):
-        if kind == "functions":
-            report.cases[case] = compare_functions(arrays, dtype)
-        elif kind == "system":
-            report.cases[case] = _compare_system(model, arrays, config, case, dtype, report)
-        elif kind == "finetune":
-            finetuning = finetuning or load_finetuning_model(directory, dtype, collinear=collinear)
-            report.cases[case] = _compare_finetuning(finetuning, arrays, config, case, dtype)
-        else:
-            report.skipped[case] = "holds none of the known sets of arrays"
+        with _naming(directory / f"{case}.npz"):
+            if kind == "functions":
+                report.cases[case] = compare_functions(arrays, dtype)
+            elif kind == "system":
+                report.cases[case] = _compare_system(model, arrays, config, case, dtype, report)
+            elif kind == "finetune":
+                finetuning = finetuning or load_finetuning_model(directory, dtype, collinear=collinear)
+                report.cases[case] = _compare_finetuning(finetuning, arrays, config, case, dtype, report)
+            else:
+                report.skipped[case] = "holds none of the known sets of arrays"
     if not report.cases:
         raise MissingFileError(f"{directory} holds no parity case (*.npz)")
     report.cases |= _compare_fitted_scales(model, directory, config, dtype, report)
     for more in extra:
-        report.cases |= more(directory, DTYPES[dtype])
+        with _naming(directory):
+            report.cases |= more(directory, DTYPES[dtype])
     return report
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Failures inside speak of that file."""
+    try:
+        yield
+    except InvalidStructureError as error:
+        raise RawFileError(f"{path}: {error}") from error
+    except KeyError as error:
+        raise RawFileError(f"{path}: lacks the array {error}") from error
+    except (IndexError, ValueError, RuntimeError, TypeError, EOFError, BadZipFile, SafetensorError) as error:
+        if isinstance(error, JmpDataError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise RawFileError(
+            f"{path}: something in it is damaged or fits neither the rest nor the model ({reason})"
+        ) from error
 
 
 def _compare_system(
@@ -121,7 +143,7 @@ def _compare_system(
             "choice to an unstable sort; the stored graphs are used",
         )
     else:
-        errors |= compare_built_graphs(build_graphs(arrays, config, case), arrays)
+        errors |= _compare_building(arrays, config, case, report)
     inputs = read_inputs(arrays, dtype)
     bases = model.backbone.bases
     topology = build_topology(inputs.graphs, inputs.positions.shape[0])
@@ -149,13 +171,20 @@ def _note(report: ParityReport, case: str, reason: str) -> None:
 
 
 def _compare_finetuning(
-    model: FineTuningModel, arrays: Arrays, config: ParityConfig, case: str, dtype: Precision
+    model: FineTuningModel, arrays: Arrays, config: ParityConfig, case: str, dtype: Precision, report: ParityReport
 ) -> Errors:
-    errors = compare_built_graphs(build_graphs(arrays, config, case), arrays)
+    errors = _compare_building(arrays, config, case, report)
     out = model(read_inputs(arrays, dtype))
-    errors["energy"] = relative_error(out["energy"], arrays["energy"])
-    errors["gradient_forces"] = relative_error(out["forces"], arrays["gradient_forces"])
-    return errors
+    stored = {"energy": out["energy"], "gradient_forces": out["forces"]}
+    return errors | {name: relative_error(value, arrays[name]) for name, value in stored.items() if name in arrays}
+
+
+def _compare_building(arrays: Arrays, config: ParityConfig, case: str, report: ParityReport) -> Errors:
+    settings = graph_settings(arrays, config, case)
+    if settings is None:
+        _note(report, case, "building its graphs: config.json names no settings for it; the stored graphs are used")
+        return {}
+    return compare_built_graphs(build_graphs(arrays, settings), arrays)
 
 
 def _compare_fitted_scales(

@@ -109,6 +109,8 @@ class HardwareSettings(_Section):
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """"high" and "medium" let float32 products use TF32 or bfloat16 on a GPU."""
     compile: bool = False
+    recompute: bool = False
+    """Keep only what passes between blocks and run each block again in the backward pass: less memory, more work."""
     max_hours: float | None = Field(default=None, gt=0.0)
     """Stop with a checkpoint after this time; resume goes on."""
 

@@ -16,7 +16,8 @@ from jmp_data import Mixture, StreamLoader
 from jmp_data.errors import CheckpointError, ManifestError
 from jmp_model.gemnet_oc.config import GemNetOCConfig
 from jmp_model.gemnet_oc.scaling import fit_scale_factors, scale_factors, unfitted_scales
-from jmp_model.model import PretrainingModel, shared_basis_divisors
+from jmp_model.memory import keep_freed_memory
+from jmp_model.model import PretrainingModel, recompute_blocks, shared_basis_divisors
 from jmp_model.presets import preset
 from jmp_model.train.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors, read_checkpoint
 from jmp_model.train.config import PretrainConfig
@@ -107,6 +108,8 @@ def prepare(config: PretrainConfig, fabric: Fabric, *, resume: Checkpoint | None
     validation = _validation_streams(config, mixture, rank, world_size)
     total_steps = count_steps(config, len(stream))
     module = _build_model(config, mixture, resume, watcher, fabric)
+    recompute_blocks(module, config.hardware.recompute)
+    keep_freed_memory()
     forward = fabric.setup_module(torch.compile(module, dynamic=True) if config.hardware.compile else module)
     step = _build_step(config, fabric, module, forward, mixture, total_steps)
     run = Run(config, fabric, mixture, stream, validation, TargetNormalizer(normalizers), step, total_steps, 0)

@@ -23,6 +23,7 @@ from jmp_model.weights.name_map import (
     ALIAS,
     COUNTERS,
     GAUSSIAN_BUFFERS,
+    MODEL_PREFIXES,
     from_released,
     our_name,
     to_released,
@@ -93,7 +94,8 @@ def convert_released(
     """`import_released` for a file that is read already."""
     tasks = _tasks(file, path)
     keys = _map_keys(file, tasks, path)
-    model = from_released(file.state)
+    own = keys.mapped.keys()
+    model = from_released({name: value for name, value in file.state.items() if name in own})
     _check_scales(model, path)
     if weights == "ema" and file.average is None:
         raise CheckpointError(
@@ -102,7 +104,8 @@ def convert_released(
     unknown = sorted(set(references) - set(tasks))
     if unknown:
         raise CheckpointError(f"{path}: references for {', '.join(unknown)}, but its heads are {', '.join(tasks)}")
-    average = from_released(file.average) if weights == "ema" and file.average is not None else {}
+    averaged = file.average if weights == "ema" and file.average is not None else {}
+    average = from_released({name: value for name, value in averaged.items() if name in own})
     checkpoint = Checkpoint(
         backbone=file.backbone,
         normalizers=tuple(_normalizer(task, file, references.get(task), path) for task in tasks),
@@ -205,8 +208,10 @@ def _map_keys(file: ReleasedFile, tasks: Sequence[str], path: Path) -> KeyMap:
             unmapped[released] = "counts the steps of a task; no weight"
         elif ours in expected and expected[ours].shape == value.shape:
             mapped[released] = ours
-        else:
+        elif released.startswith(MODEL_PREFIXES):
             foreign.append(released)
+        else:
+            unmapped[released] = "unknown; outside the model, not taken over"
     missing = [name for name in expected if name not in set(mapped.values())]
     scales = [name for name in missing if name.endswith("scale_factor")]
     if foreign or missing:
@@ -287,6 +292,8 @@ def _manifest_elements(task: str) -> list[int]:
 def _kind_of(released: str) -> str:
     if released.startswith(COUNTERS):
         return "counters"
+    if not released.startswith(MODEL_PREFIXES):
+        return "unknown"
     if released.endswith("scale_factor"):
         return "scale factors"
     if released.endswith(tuple(f"rbf.{buffer}" for buffer in GAUSSIAN_BUFFERS)):

@@ -32,6 +32,9 @@ RELEASED_GAUSSIANS = tuple(
 GAUSSIAN_BUFFERS = ("offset", "temps")
 ALIASED, ALIAS = ".layers.", ".seq_energy_pre."
 COUNTERS = "task_steps."
+MODEL_PREFIXES = ("embedding.", "backbone.", "output.")
+WRAPPERS = ("_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.")
+"""What `torch.compile`, Fabric and FSDP put into the names of the modules that they wrap."""
 
 
 def released_names(our_names: Iterable[str], *, tasks: Sequence[str] = ()) -> list[tuple[str, str | None]]:
@@ -61,6 +64,23 @@ def released_names(our_names: Iterable[str], *, tasks: Sequence[str] = ()) -> li
             pending.append((name.replace(ALIASED, ALIAS), name))
     pairs += pending
     return pairs + [(f"{COUNTERS}_module_dict._typed_moduledict_{task}.value", None) for task in tasks]
+
+
+def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under the names that they had before the model was compiled or distributed.
+
+    Raises:
+        CheckpointError: two names become one.
+    """
+    plain: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        bare = name.removeprefix("module.")
+        for wrapper in WRAPPERS:
+            bare = bare.replace(wrapper, "")
+        if bare in plain:
+            raise CheckpointError(f"two tensors are called {bare} once the names of wrappers are taken away")
+        plain[bare] = tensor
+    return plain
 
 
 def is_parameter(released_name: str) -> bool:

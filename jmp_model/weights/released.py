@@ -21,7 +21,7 @@ from torch import Tensor
 from jmp_data.errors import CheckpointError
 from jmp_model.gemnet_oc.config import GemNetOCConfig
 from jmp_model.weights.inert_pickle import Foreign
-from jmp_model.weights.name_map import is_parameter
+from jmp_model.weights.name_map import MODEL_PREFIXES, is_parameter, without_wrappers
 from jmp_model.weights.torch_archive import read_torch_file
 
 _ARCHITECTURE = {
@@ -106,15 +106,16 @@ def read_released(path: Path) -> ReleasedFile:
     if wrong or not state:
         raise CheckpointError(f"{path}: not a JMP checkpoint: {wrong[0] if wrong else 'state_dict'} holds no tensor")
     try:
+        state = without_wrappers(state)
         backbone = GemNetOCConfig.from_released(
             {name: value for name, value in _plain(settings).items() if name not in _UNREAD}
         )
     except (CheckpointError, TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: the backbone is not one of JMP: {error}") from error
+        raise CheckpointError(f"{path}: not a model of JMP: {error}") from error
     optimizer = _first(content.get("optimizer_states"))
     return ReleasedFile(
         backbone=backbone,
-        state=dict(state),
+        state=state,
         average=_average(optimizer.get("ema"), state, path),
         epoch=_count(content.get("epoch")),
         step=_count(content.get("global_step")),
@@ -181,6 +182,9 @@ def _average(stored: Any, state: Mapping[str, Tensor], path: Path) -> dict[str, 
     if stored is None:
         return None
     names = [name for name in state if is_parameter(name)]
+    if isinstance(stored, tuple | list) and len(stored) < len(names):
+        # Tensors that somebody added outside the model need not have been trained with it.
+        names = [name for name in names if name.startswith(MODEL_PREFIXES)]
     if not isinstance(stored, tuple | list) or len(stored) != len(names):
         size = len(stored) if isinstance(stored, tuple | list) else type(stored).__name__
         raise CheckpointError(f"{path}: {size} averaged tensors for {len(names)} trained ones; they cannot be matched")

@@ -19,7 +19,7 @@ import yaml
 from jmp_data import Structure, write_dataset
 from jmp_model.train.metrics_log import read_rows
 from jmp_model.train.trainer import pretrain
-from tests.cli.run_cli import Outcome, call
+from tests.cli.run_cli import Outcome, run_here
 from tests.jmp_model.finetune.small_tasks import force_task, labelled_molecules, scalar_task, write_splits
 from tests.jmp_model.train.small_runs import SMALLEST, small_config, write_mixture
 
@@ -48,7 +48,7 @@ def inside_of(place: Path, arguments: list[str]) -> list[str]:
 
 
 def tune(place: Path, out: Path, *arguments: object, short: tuple[str, ...] = SHORT) -> Outcome:
-    return call("jmp", "train", "finetune", "--root", place, "--out", out, *short, *arguments)
+    return run_here("jmp", "train", "finetune", "--root", place, "--out", out, *short, *arguments)
 
 
 def expect_refusal(outcome: Outcome, *words: str) -> None:
@@ -68,15 +68,15 @@ def test_tune_evaluate_and_tabulate(place: Path, tmp_path: Path) -> None:
     page = (out / "report.html").read_text()
     for words in ("small:forces", "Learning curves", "Parity", "Worst structures", "Error by size of the force"):
         assert words in page
-    evaluated = json.loads(call("jmp", "evaluate", out, "--json").out)
+    evaluated = json.loads(run_here("jmp", "evaluate", out, "--json").out)
     assert evaluated["metrics"]["forces"] == pytest.approx(result["test"]["forces"], rel=1e-4)
     assert evaluated["units"]["forces"] == "meV/Å"
-    shown = call(
+    shown = run_here(
         "jmp", "evaluate", out, "--task", place / "forces.yaml", "--data", place / "small/val", "--split", "val"
     )
     assert shown.code == 0, shown.err
     assert "6 structures of val" in shown.out
-    table = call("jmp", "results", tmp_path, "--csv", tmp_path / "table.csv", "--markdown", tmp_path / "table.md")
+    table = run_here("jmp", "results", tmp_path, "--csv", tmp_path / "table.csv", "--markdown", tmp_path / "table.md")
     assert table.code == 0, table.err
     assert "small:forces" in table.out
     assert "not run, 40 of 40 tasks of the paper: qm9:mu" in table.out
@@ -87,22 +87,22 @@ def test_tune_evaluate_and_tabulate(place: Path, tmp_path: Path) -> None:
 def test_own_files_to_model_report_and_calculator(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "tuned"
     arguments = ("--data", place / "mine.extxyz", "--from", place / "pre", "--out", out)
-    outcome = call("jmp", "train", "finetune", *arguments, *SHORT)
+    outcome = run_here("jmp", "train", "finetune", *arguments, *SHORT)
     assert outcome.code == 0, outcome.err
     for words in ("GUESSED units.energy: eV", "fitted element references", "JMPCalculator", "report.html"):
         assert words in outcome.err
     assert (out / "report.html").exists()
     assert (out / "data/mine.yaml").exists()
     predicted = tmp_path / "predicted.extxyz"
-    done = call("jmp", "predict", place / "mine.extxyz", "--from", out, "--out", predicted)
+    done = run_here("jmp", "predict", place / "mine.extxyz", "--from", out, "--out", predicted)
     assert done.code == 0, done.err
     assert len(ase.io.read(predicted, ":")) == 40
-    expect_refusal(call("jmp", "train", "finetune", *arguments, *SHORT), "already holds a run", "--resume")
+    expect_refusal(run_here("jmp", "train", "finetune", *arguments, *SHORT), "already holds a run", "--resume")
 
 
 def test_own_manifest_units_and_targets(place: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "my.yaml"
-    assert call("jmp-data", "init-manifest", place / "mine.extxyz", "--out", manifest).code == 0
+    assert run_here("jmp-data", "init-manifest", place / "mine.extxyz", "--out", manifest).code == 0
     outcome = tune(place, tmp_path / "a", "--data", manifest, *TINY, "--target", "energy", "--json")
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)["test"].keys() == {"energy", "loss"}
@@ -126,14 +126,14 @@ def test_seeds_and_folds_in_one_run(place: Path, tmp_path: Path) -> None:
     assert [Path(entry["out"]).name for entry in runs] == ["fold0-seed0", "fold0-seed1", "fold1-seed0", "fold1-seed1"]
     again = tune(folds, tmp_path / "series", *arguments)
     assert "all runs are finished" in again.out
-    row = json.loads(call("jmp", "results", tmp_path / "series", "--json").out)["rows"][0]
+    row = json.loads(run_here("jmp", "results", tmp_path / "series", "--json").out)["rows"][0]
     assert len(row["runs"]) == 4
     assert row["spread"] > 0
     expect_refusal(
         tune(folds, tmp_path / "series", *arguments, "--set", "optimizer.base_lr=0.1"), "base_lr", "start a new run"
     )
-    expect_refusal(call("jmp", "evaluate", tmp_path / "series/fold1-seed0", "--fold", "0"), "trained on fold 1")
-    expect_refusal(call("jmp", "evaluate", tmp_path / "series"), "series", "fold0-seed0")
+    expect_refusal(run_here("jmp", "evaluate", tmp_path / "series/fold1-seed0", "--fold", "0"), "trained on fold 1")
+    expect_refusal(run_here("jmp", "evaluate", tmp_path / "series"), "series", "fold0-seed0")
 
 
 def test_several_targets_frozen_backbone_and_new_elements(place: Path, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_kept_heads_predict_what_the_checkpoint_did(place: Path, tmp_path: Path)
     direct = tmp_path / "direct.yaml"
     direct.write_text(yaml.safe_dump(force_task("direct").model_dump(mode="json")))
     options = ("--task", direct, "--heads", "molecules", "--root", place, "--split", "val", "--json")
-    evaluated = call("jmp", "evaluate", place / "pre", *options)
+    evaluated = run_here("jmp", "evaluate", place / "pre", *options)
     assert evaluated.code == 0, evaluated.err
     before = json.loads(outcome.out)["before"]
     assert json.loads(evaluated.out)["metrics"]["forces"] == pytest.approx(before["forces"], rel=1e-6)
@@ -181,7 +181,9 @@ def test_terminated_run_goes_on(place: Path, tmp_path: Path) -> None:
     assert b"--resume goes on" in said
     assert not (out / "summary.json").exists()
     done = len(read_rows(out, "training"))
-    outcome = call("jmp", "train", "finetune", "--out", out, "--resume", "--set", "hardware.max_hours=1e-9", "--json")
+    outcome = run_here(
+        "jmp", "train", "finetune", "--out", out, "--resume", "--set", "hardware.max_hours=1e-9", "--json"
+    )
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)["stopped"] == "time limit"
     assert len(read_rows(out, "training")) >= done
@@ -190,9 +192,11 @@ def test_terminated_run_goes_on(place: Path, tmp_path: Path) -> None:
 def test_pretraining_goes_on_from_its_folder_alone(place: Path, tmp_path: Path) -> None:
     arguments = ("--mix", place / "mix.yaml", "--out", tmp_path / "run", *TINY, *CPU, "--steps", 2)
     settings = ("--set", "scale_batches=2", "--set", "data.batch_size=4")
-    stopped = call("jmp", "train", "pretrain", *arguments, *settings, "--set", "hardware.max_hours=1e-9")
+    stopped = run_here("jmp", "train", "pretrain", *arguments, *settings, "--set", "hardware.max_hours=1e-9")
     assert "time limit" in stopped.out, stopped.err
-    outcome = call("jmp", "train", "pretrain", "--out", tmp_path / "run", "--resume", "--set", "hardware.max_hours=1")
+    outcome = run_here(
+        "jmp", "train", "pretrain", "--out", tmp_path / "run", "--resume", "--set", "hardware.max_hours=1"
+    )
     assert outcome.code == 0, outcome.err
     assert "2 of 2 steps" in outcome.out
 
@@ -277,7 +281,9 @@ class TestBadConfigurations:
 
     def test_own_files_that_are_too_few(self, tmp_path: Path) -> None:
         ase.io.write(tmp_path / "two.extxyz", [s.to_ase() for s in labelled_molecules(2, 5)])
-        outcome = call("jmp", "train", "finetune", "--data", tmp_path / "two.extxyz", "--out", tmp_path / "run", *TINY)
+        outcome = run_here(
+            "jmp", "train", "finetune", "--data", tmp_path / "two.extxyz", "--out", tmp_path / "run", *TINY
+        )
         expect_refusal(outcome, "two.extxyz", "too few structures")
 
     @pytest.mark.parametrize(
@@ -297,13 +303,13 @@ class TestBadConfigurations:
     )  # fmt: skip
     def test_pretrain(self, place: Path, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
         inside = inside_of(place, arguments)
-        expect_refusal(call("jmp", "train", "pretrain", "--out", tmp_path / "run", *TINY, *CPU, *inside), *words)
+        expect_refusal(run_here("jmp", "train", "pretrain", "--out", tmp_path / "run", *TINY, *CPU, *inside), *words)
         assert not (tmp_path / "run").exists()
 
     def test_pretraining_without_forces(self, bare: Path, tmp_path: Path) -> None:
         mix = ("mix", bare / "small/train", "--out", tmp_path / "mix.yaml")
-        assert call("jmp-data", *mix).code == 0
-        outcome = call(
+        assert run_here("jmp-data", *mix).code == 0
+        outcome = run_here(
             "jmp", "train", "pretrain", "--mix", tmp_path / "mix.yaml", "--out", tmp_path / "run", *TINY, *CPU
         )
         expect_refusal(outcome, "has no forces", "Leave it out of the mixture")
@@ -323,11 +329,11 @@ class TestBadConfigurations:
     )
     def test_evaluate(self, place: Path, arguments: list[str], words: list[str]) -> None:
         inside = inside_of(place, arguments)
-        expect_refusal(call("jmp", "evaluate", *inside), *words)
+        expect_refusal(run_here("jmp", "evaluate", *inside), *words)
 
     def test_results(self, place: Path) -> None:
-        expect_refusal(call("jmp", "results", place / "absent"), "no such folder")
-        expect_refusal(call("jmp", "results", place / "small"), "no finished fine-tuning run")
+        expect_refusal(run_here("jmp", "results", place / "absent"), "no such folder")
+        expect_refusal(run_here("jmp", "results", place / "small"), "no finished fine-tuning run")
 
 
 @pytest.mark.slow

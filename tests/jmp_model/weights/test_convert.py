@@ -261,6 +261,49 @@ def test_files_without_averages_give_their_live_weights_on_request(tmp_path: Pat
     assert same(import_released(tmp_path / "live.pt", weights="live").checkpoint.model, from_released(parity_state()))
 
 
+def _compiled(content: dict[str, Any]) -> None:
+    state = content["state_dict"]
+    content["state_dict"] = {
+        name.replace("backbone.", "backbone._orig_mod.").replace("embedding.", "_orig_mod.embedding.", 1): value
+        for name, value in state.items()
+    }
+
+
+def _distributed(content: dict[str, Any]) -> None:
+    content["state_dict"] = {f"module.{name}": value for name, value in content["state_dict"].items()}
+
+
+@pytest.mark.parametrize("change", [_compiled, _distributed])
+def test_names_of_wrappers_are_taken_away(tmp_path: Path, change: Any) -> None:
+    torch.save(changed(change), tmp_path / "wrapped.pt")
+    checkpoint = import_released(tmp_path / "wrapped.pt").checkpoint
+    assert same(checkpoint.model, from_released(parity_state()))
+    assert checkpoint.average.keys() == {name for name in parity_state() if is_parameter(name)}
+
+
+def test_tensors_outside_the_model_are_listed_and_not_taken(tmp_path: Path) -> None:
+    def add(content: dict[str, Any]) -> None:
+        content["state_dict"]["probe.weight"] = torch.ones(2)
+        content["somebody_elses_entry"] = [1, 2, 3]
+
+    torch.save(changed(add), tmp_path / "more.pt")
+    imported = import_released(tmp_path / "more.pt")
+    assert imported.keys.unmapped["probe.weight"].startswith("unknown")
+    assert imported.keys.kinds()["unknown"] == 1
+    assert "probe.weight" not in imported.checkpoint.model
+    assert same(imported.checkpoint.model, from_released(parity_state()))
+    assert imported.checkpoint.average.keys() == {name for name in parity_state() if is_parameter(name)}
+
+
+def test_tensors_that_the_model_has_no_place_for_are_refused(tmp_path: Path) -> None:
+    def add(content: dict[str, Any]) -> None:
+        content["state_dict"]["backbone.more.weight"] = torch.ones(2)
+
+    torch.save(changed(add), tmp_path / "more.pt")
+    with pytest.raises(CheckpointError, match=r"is of another model|cannot be matched"):
+        import_released(tmp_path / "more.pt", weights="live")
+
+
 class Reducer:
     def __init__(self, path: Path) -> None:
         self.path = path
