@@ -59,7 +59,7 @@ def _fill_open_axes(cell: Array, pbc: Array) -> Array:
 
 
 # Reassociation and no NaN let the compiler take eight pairs at once; geometry is finite here.
-@njit(cache=True, nogil=True, fastmath={"reassoc", "nnan", "nsz", "contract"})  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, fastmath={"reassoc", "nnan", "nsz", "contract"})
 def _nearest_squares(positions: Array, metrics: Array, inverses: Array, periodic: Array, ptr: Array) -> Array:
     """(n,) smallest squared distance of each structure, Å²; infinity for a single atom.
 
