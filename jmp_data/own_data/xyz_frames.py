@@ -10,6 +10,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +21,9 @@ from jmp_data.errors import RawFileError
 
 _MOST_ATOMS = 10_000_000
 _OPENERS: Mapping[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_DAMAGE = (OSError, EOFError, lzma.LZMAError)
+PACKED = tuple(_OPENERS)
+"""Endings of names of packed texts."""
+UNPACKING_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ def walk_frames(path: Path, offset: int = 0) -> Iterator[XyzFrame]:
         try:
             file.seek(offset)
             yield from _walk(file, offset)
-        except _DAMAGE as error:
+        except UNPACKING_ERRORS as error:
             raise RawFileError(f"{path}: cannot be unpacked ({error}); get the file again") from error
 
 

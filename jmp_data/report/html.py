@@ -53,8 +53,6 @@ def write_report(
         ManifestError: there are no data sets.
         ShardError: a block is damaged.
     """
-    if not datasets:
-        raise ManifestError("a report needs at least one data set")
     write_atomic(path, render_report(datasets, overlap=overlap, progress=progress).encode())
     return path
 
@@ -66,6 +64,8 @@ def render_report(
     progress: Progress = lambda count, note: None,
 ) -> str:
     """The page as text; see `write_report`."""
+    if not datasets:
+        raise ManifestError("a report needs at least one data set")
     groups = [list(splits) for _, splits in groupby(sorted(datasets, key=_order), key=lambda d: d.name)]
     collected = [_collect(splits, progress) for splits in groups]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
