@@ -8,6 +8,7 @@ and the walk goes on at the next header: its text is kept, and the frames behind
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import lzma
 import zlib
@@ -100,7 +101,7 @@ def _next_line(file: IO[bytes], offset: int) -> tuple[int, bytes]:
 
 def _parse_count(line: bytes) -> int:
     """The number of atoms that a line announces; 0 where it announces none."""
-    word = line.strip()
+    word = line.removeprefix(codecs.BOM_UTF8).strip()
     return int(word) if word.isdigit() and len(word) < 9 and 0 < int(word) <= _MOST_ATOMS else 0
 
 

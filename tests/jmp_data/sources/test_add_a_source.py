@@ -32,17 +32,22 @@ for arguments in json.loads(sys.argv[1]):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the packages with the tutorial's files in it."""
+    """The packages by links, so that compiled code is found again, with the tutorial's files among them."""
     folder = tmp_path_factory.mktemp("project")
-    ignore = shutil.ignore_patterns("__pycache__")
-    for name, target in (("jmp_data", "jmp_data"), ("cli", "jmp_cli"), ("manifests", "manifests")):
-        shutil.copytree(ROOT / name, folder / target, ignore=ignore)
-    (folder / "raw").mkdir()
+    for name in ("jmp_data/sources", "manifests/sources", "raw"):
+        (folder / name).mkdir(parents=True)
+    for name in ("jmp_data", "jmp_data/sources", "manifests/sources"):
+        for path in (ROOT / name).iterdir():
+            if path.name not in ("sources", "__pycache__"):
+                (folder / name / path.name).symlink_to(path)
+    (folder / "jmp_cli").symlink_to(ROOT / "cli")
+    registry = folder / "jmp_data/sources/__init__.py"
+    registry.unlink()
+    shutil.copy(ROOT / "jmp_data/sources/__init__.py", registry)
     for name, content in FILES.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
-    registry = folder / "jmp_data/sources/__init__.py"
     before, head, after = registry.read_text(encoding="utf-8").partition("_CLASSES = {\n")
     registry.write_text(before + head + REGISTRY_LINE + after, encoding="utf-8")
     run(folder, "make_argon.py")

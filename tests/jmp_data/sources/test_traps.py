@@ -92,7 +92,13 @@ def test_nan_columns_ani1x(tmp_path: Path) -> None:
     forces[3, 1, 2] = np.nan
     coordinates = np.repeat(atoms.positions[None], 4, axis=0)
     coupled = np.array([np.nan, -76.3, np.nan, np.nan])
-    group = demo.FormulaGroup(atoms.numbers, coordinates, energy, forces, labels={"ccsd(t)_cbs.energy": coupled})
+    group = demo.FormulaGroup(
+        atomic_numbers=atoms.numbers,
+        coordinates=coordinates,
+        energy=energy,
+        forces=forces,
+        labels={"ccsd(t)_cbs.energy": coupled},
+    )
     demo.write_ani1x(tmp_path / "ani1x-release.h5", [group])
     got = read_split("ani1x", tmp_path, "train")
     assert got.ids == ["ani1x-release.h5#H2O1/0", "ani1x-release.h5#H2O1/2"]
