@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -28,6 +29,7 @@ _NAMES: dict[Role, tuple[str, ...]] = {
 }
 _NOT_TOTAL = ("per_atom", "peratom", "corr", "formation", "atomization", "hull", "tol", "cut")
 _SIX_OR_NINE = (6, 9)
+_MOST = 0.75  # share of a sample that tells what a label is
 _NOTHING = ("", "none", "null", "nan", "n/a")
 # In a sample of structures with three atoms each, a vector looks like one number for each atom.
 _STRUCTURE_LEVEL = (
@@ -45,7 +47,7 @@ class KeyFacts:
         count: records that have it.
         numeric: it is numbers in most of them.
         level: one value per structure, or per atom.
-        shape: trailing shape; None where it differs between records.
+        shape: trailing shape of most records; None where it differs between them.
         integer: all values are integers or flags.
         flag: all values are flags, which is what a word in the comment of a plain XYZ becomes.
         varies: it is not the same in all records.
@@ -100,21 +102,23 @@ def _survey(key: str, records: Sequence[Record]) -> KeyFacts:
         return KeyFacts(key, 0, False, "structure", None, False, False, False, "nan")
     arrays = [as_array(record.values[key]) for record in records]
     numbers = [array.dtype.kind in "fiub" for array in arrays]
-    # A text among numbers does not make a label of text: the record with the text is set aside when it is read.
-    numeric = 2 * sum(numbers) > len(numbers)
+    # A few records with a text or another shape do not change what a label is: they are set aside when they are read.
+    numeric = sum(numbers) >= _MOST * len(numbers)
     if numeric:
         records = [record for record, number in zip(records, numbers, strict=True) if number]
         arrays = [array for array in arrays if array.dtype.kind in "fiub"]
     per_atom = [array.shape[:1] == (record.natoms,) for array, record in zip(arrays, records, strict=True)]
-    level: Level = "atom" if all(per_atom) and not _known_structure_level(key, arrays) else "structure"
-    shapes = {_trim(array, record.natoms, level) for array, record in zip(arrays, records, strict=True)}
+    mostly = sum(per_atom) >= _MOST * len(per_atom)
+    level: Level = "atom" if mostly and not _known_structure_level(key, arrays) else "structure"
+    shapes = Counter(_trim(array, record.natoms, level) for array, record in zip(arrays, records, strict=True))
+    usual, count = shapes.most_common(1)[0]
     first = arrays[0]
     return KeyFacts(
         key=key,
         count=len(records),
         numeric=numeric,
         level=level,
-        shape=next(iter(shapes)) if len(shapes) == 1 else None,
+        shape=usual if count >= _MOST * len(arrays) else None,
         integer=numeric and all(array.dtype.kind in "iub" for array in arrays),
         flag=numeric and all(array.dtype.kind == "b" for array in arrays),
         varies=any(array.shape != first.shape or not np.array_equal(array, first) for array in arrays),

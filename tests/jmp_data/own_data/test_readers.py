@@ -15,6 +15,7 @@ import lmdb
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixBondLength, Hookean
 from ase.stress import voigt_6_to_full_3x3_stress
 
@@ -372,3 +373,15 @@ def test_a_trajectory_that_is_cut_keeps_its_whole_frames(tmp_path: Path) -> None
     assert collected.block.energy.tolist() == [atoms.calc.results["energy"] for atoms in FRAMES[:3]]
     (item,) = collected.quarantined
     assert (item.source_id, item.reason, item.damaged_file) == ("a.traj#3", "unreadable_frame", True)
+
+
+def test_a_label_of_another_shape_costs_its_own_record_only(tmp_path: Path) -> None:
+    frames = [atoms.copy() for atoms in FRAMES]
+    for atoms, original in zip(frames, FRAMES, strict=True):
+        atoms.calc = SinglePointCalculator(atoms, **original.calc.results)
+    frames[4].calc.results["forces"] = np.zeros((1, 3))
+    write_aselmdb(tmp_path / "data.aselmdb", frames)
+    source, collected = read_all(tmp_path, "data.aselmdb")
+    assert source.required == ("energy", "forces", "stress")
+    assert [(item.source_id, item.reason) for item in collected.quarantined] == [("data.aselmdb#5", "shape")]
+    assert len(collected.block) == len(FRAMES) - 1
