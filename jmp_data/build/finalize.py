@@ -97,6 +97,6 @@ def finalize(build: SplitBuild, ledger: RawLedger) -> DatasetManifest:
         layout=settings.layout,
         format=settings.format,
         facts=facts,
-        graphs=settings.graph_layer(build.source),
         extra_files={FLAGS_FILE: flags_to_bytes(flags)} if flags else {},
+        graphs=settings.graph_layer(build.source),
     )

@@ -6,7 +6,7 @@ import fcntl
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -73,7 +73,7 @@ class _Intake:
         self.statistics.add(believed)
         return believed
 
-    def _reject(self, block: Block, rejections: Sequence[Rejection]) -> None:
+    def _reject(self, block: Block, rejections: list[Rejection]) -> None:
         for rejection in rejections:
             source_id = block.source_ids[rejection.row].decode()
             text = _record_text(block, rejection.row)
@@ -138,10 +138,10 @@ def convert_part(job: PartJob) -> PartRecord:
             raw_files=job.part.files,
             graphs=job.graph_layer,
         )
-        write_atomic(part_folder(job.dataset, key) / TRUST_FILE, intake.trust.to_bytes())
         if intake.lines:
             text = "".join(line + "\n" for line in intake.lines)
             write_atomic(part_folder(job.dataset, key) / QUARANTINE_FILE, text.encode())
+        write_atomic(part_folder(job.dataset, key) / TRUST_FILE, intake.trust.to_bytes())
         record = PartRecord(
             key=key,
             shards=shards,

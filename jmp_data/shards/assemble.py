@@ -180,8 +180,8 @@ def assemble(
     layout: Layout,
     format: Format,
     facts: Mapping[str, Any],
-    graphs: LayerSettings | None = None,
     extra_files: Mapping[str, bytes] | None = None,
+    graphs: LayerSettings | None = None,
 ) -> DatasetManifest:
     """Finish a split from its finished parts; the manifest is written last.
 
@@ -194,8 +194,8 @@ def assemble(
         layout: capacities.
         format: storage format.
         facts: further `DatasetManifest` fields (references, raw files, provenance, ...).
-        graphs: the graphs that the parts were staged with.
         extra_files: further files of the folder, name → content.
+        graphs: the graphs that the parts were staged with.
 
     Raises:
         ShardError: a finished part has lost a file.
@@ -207,6 +207,7 @@ def assemble(
         NATOMS_FILE: npy_bytes(_concatenated(dataset, parts, NATOMS_SIDECAR, np.zeros(0, np.int32))),
         BLOCKS_FILE: npy_bytes(_concatenated(dataset, parts, BLOCKS_SIDECAR, np.zeros((0, 4), np.int64))),
     }
+    contents |= extra_files or {}
     layer, graph_facts = {}, {}
     if graphs is not None:
         extents = _concatenated(dataset, parts, GRAPHS_SIDECAR, np.zeros((0, 2), np.int64))
@@ -215,7 +216,6 @@ def assemble(
         layer = layer_layout.layer_metadata(graphs, layout, num_shards=len(shards), fullest_block=fullest)
         graph_facts = _graph_facts(graphs, shards, extents)
     contents |= metadata_files(format, schema, layout, num_shards=len(shards), layer=layer)
-    contents |= extra_files or {}
     quarantine = b"".join(_quarantine_lines(dataset, parts))
     if quarantine:
         contents[QUARANTINE_FILE] = quarantine
