@@ -76,6 +76,8 @@ def _walk(file: IO[bytes], offset: int) -> Iterator[XyzFrame]:
         natoms = _parse_count(line)
         lines = [line, *islice(file, natoms + 1 if natoms else 0)]
         problem = _find_problem(lines, natoms)
+        if not problem and not lines[-1].endswith(b"\n") and _is_cut_in_a_number(lines[2:]):
+            problem = "the text ends in its last number, which is shorter than others; add a line end if it is whole"
         cut = natoms > 0 and (len(lines) < natoms + 2 or not lines[-1].endswith(b"\n"))
         end = offset + sum(map(len, lines))
         following, line = _next_line(file, end)
@@ -120,6 +122,20 @@ def _find_problem(lines: list[bytes], natoms: int) -> str:
     if b"=" in b"".join(rows) or len(rows[-1].split()) < 4:
         return f"{natoms} atoms announced, fewer rows found"
     return ""
+
+
+def _is_cut_in_a_number(rows: list[bytes]) -> bool:
+    """Whether a last row without a line end is cut in its last number, as far as the digits of others tell."""
+    last = rows[-1]
+    if last[-1:].isspace():
+        return False
+    words = last.split()
+    others = [row.split()[-1] for row in rows[:-1]] or words[1:-1]
+    return bool(others) and _decimals(words[-1]) < min(map(_decimals, others))
+
+
+def _decimals(word: bytes) -> int:
+    return len(word.partition(b".")[2])
 
 
 def _find_header(file: IO[bytes], offset: int, skipped: list[bytes]) -> int:
