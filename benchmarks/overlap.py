@@ -215,6 +215,8 @@ def main() -> None:
         folder = Path(name)
         warm = write(folder / "warm" / "train", molecule_blocks(9, kinds, 200, None))
         find_overlap([write(folder / "up" / "train", molecule_blocks(8, kinds, 200, warm))], [warm])
+        warm = write(folder / "cold" / "train", crystal_blocks(9, 50, 1.0, None))
+        find_overlap([write(folder / "frost" / "train", crystal_blocks(8, 200, 0.2, warm))], [warm])
         for kind, share in (("molecule", 1), ("crystal", 5)):
             if arguments.kind not in (kind, "both"):
                 continue

@@ -131,7 +131,15 @@ def build(
     share = _parse_share(part)
     if share is not None and finalize:
         raise ManifestError("--part converts and --finalize assembles: run them one after the other")
-    builds = plan_build(sources, raw, out_dir, splits=split or (), settings=settings, limit=limit)
+    builds = plan_build(
+        sources,
+        raw,
+        out_dir,
+        splits=split or (),
+        settings=settings,
+        limit=limit,
+        note=lambda text: err.print(f"note: {text}", markup=False),
+    )
     _print_notes(builds)
     engine = choose_engine(workers=workers or _cores(), scheduler=scheduler)
     finished = _run(builds, engine, share, finalize=finalize)

@@ -70,6 +70,7 @@ def _overview(dataset: ShardDataset) -> dict[str, Any]:
         "records_in": manifest.records_in,
         "quarantined": dict(manifest.quarantined),
         "skipped": dict(manifest.skipped),
+        "flagged": dict(manifest.flagged),
         "format": f"{manifest.format} v{manifest.format_version}",
         "shards": len(manifest.shards),
         "blocks": dataset.num_blocks,

@@ -104,7 +104,7 @@ def finalize(build: SplitBuild, ledger: RawLedger) -> DatasetManifest:
     flags = judge_split(
         [part_folder(build.dataset, part.key) / TRUST_FILE for part in parts],
         source.trust,
-        places=None
+        locate=None
         if settings.shuffle is None
         else partial(shuffled_rows, build.dataset, parts, seed=settings.shuffle),
     )

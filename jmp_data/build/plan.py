@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jmp_data.build.settings import BuildSettings, PartJob
-from jmp_data.errors import ManifestError
+from jmp_data.errors import ManifestError, MissingFileError
 from jmp_data.schema import Schema
 from jmp_data.sources import expand_source, raw_folder
 
@@ -81,6 +81,28 @@ def plan_split(
     )
 
 
+def _present_parts(source: str, raw: Path, settings: BuildSettings, note: Callable[[str], None]) -> list[str]:
+    """The name itself, or of a source named without its part those parts whose files are there."""
+    names = expand_source(source)
+    if len(names) == 1:
+        return list(names)
+    absent: list[str] = []
+    for name in names:
+        try:
+            settings.open_source(name).splits(raw)
+        except MissingFileError:
+            absent.append(name)
+    if len(absent) == len(names):
+        raise MissingFileError(
+            f"{source}: no files of any of its parts below {raw}; run `jmp-data download {source}` "
+            "or put the published files there"
+        )
+    if absent:
+        parts = ", ".join(name.partition(":")[2] for name in absent)
+        note(f"{source}: no files of {parts} below {raw}; these parts are left out")
+    return [name for name in names if name not in absent]
+
+
 def plan_build(
     sources: Sequence[str],
     raw: Path,
@@ -89,22 +111,25 @@ def plan_build(
     splits: Sequence[str] = (),
     settings: BuildSettings,
     limit: int | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> list[SplitBuild]:
     """All splits of all sources.
 
     Args:
-        sources: source names, a name without its part means all parts; or YAML files of a user's own data.
+        sources: source names, a name without its part means all parts whose files are there; or YAML files of a user's
+            own data.
         raw: folder with the published files; a user's own are looked for beside their YAML first.
         out: folder for the data sets.
         splits: splits to build; every split whose files are there by default.
         settings: what to write.
         limit: convert only the first records of each split.
+        note: told which parts are left out because their files are not there.
 
     Raises:
         ManifestError: unknown source, or the same source twice.
-        RawFileError: raw files are missing or malformed.
+        RawFileError: raw files are missing or malformed; of a source named without its part, all are missing.
     """
-    names = [name for source in sources for name in expand_source(source)]
+    names = [name for source in sources for name in _present_parts(source, raw, settings, note)]
     if len(set(names)) != len(names):
         raise ManifestError(f"a source is named twice: {' '.join(sources)}")
     builds: list[SplitBuild] = []

@@ -73,8 +73,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
         summary = json.loads(path.read_text(encoding="utf-8"))
         complete = all(set(pair) == set(_PAIR_KEYS) for pair in summary["pairs"])
         known = {f"{e['dataset']}/{e['split']}": int(e["structures"]) for e in summary["left"] + summary["right"]}
-        complete &= all(pair["left"] in known and pair["right"] in known for pair in summary["pairs"])
-        complete &= set(summary["thresholds"]) == set(_THRESHOLDS)
+        complete = complete and all({pair["left"], pair["right"]} <= known.keys() for pair in summary["pairs"])
+        complete = complete and set(summary["thresholds"]) == set(_THRESHOLDS)
     except (ValueError, KeyError, TypeError) as error:
         raise ManifestError(f"{path}: not a summary of jmp-data overlap ({error})") from error
     if not complete:

@@ -38,7 +38,9 @@ class Trajectory(PlainReader):
                     with quiet():
                         yield record_from_atoms(frames[row], row, str(row))
                 except ASE_ERRORS as error:
-                    yield Unreadable(row, str(row), "unreadable_frame", f"cannot be read ({error})")
+                    # Frames are binary and of one writer: one that cannot be read means a damaged file.
+                    message = f"cannot be read ({error})"
+                    yield Unreadable(row, str(row), "unreadable_frame", message, damaged_file=True)
 
 
 class AseReadable(PlainReader):

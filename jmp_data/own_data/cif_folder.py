@@ -19,6 +19,7 @@ import numpy as np
 from jmp_data.errors import MissingFileError, RawFileError
 from jmp_data.own_data.ase_records import ASE_ERRORS, quiet
 from jmp_data.own_data.records import FileIndex, Outcome, PlainReader, Record, Rows, Unreadable
+from jmp_data.own_data.xyz_frames import PACKED, UNPACKING_ERRORS, open_text
 from jmp_data.sources.cif_p1 import parse_cif
 from jmp_data.sources.pymatgen_json import StructureError
 
@@ -45,20 +46,30 @@ class CifFile(PlainReader):
 
 
 def _read(path: Path, row: int) -> Outcome:
-    text = path.read_text("utf-8", "replace")
+    name, text = structure_name(path), ""
+    try:
+        with open_text(path) as file:
+            text = file.read().decode("utf-8", "replace")
+    except UNPACKING_ERRORS as error:
+        return Unreadable(row, name, "damaged_file", f"cannot be unpacked ({error})", damaged_file=True)
     try:
         crystal, columns = parse_cif(text)
         numbers, positions, cell = crystal.atomic_numbers, crystal.positions, crystal.cell
     except StructureError as error:
         if error.reason not in _OTHER_LAYOUT:
-            return Unreadable(row, path.stem, error.reason, str(error), text)
+            return Unreadable(row, name, error.reason, str(error), text)
         try:
             numbers, positions, cell = _expand(text)
             columns = {}
         except StructureError as general:
-            return Unreadable(row, path.stem, general.reason, str(general), text)
+            return Unreadable(row, name, general.reason, str(general), text)
     values = {name: column for name, column in columns.items() if np.isfinite(column).any()}
-    return Record(row, path.stem, numbers, positions, cell, np.ones(3, bool), None, None, values)
+    return Record(row, name, numbers, positions, cell, np.ones(3, bool), None, None, values)
+
+
+def structure_name(path: Path) -> str:
+    """What a table of targets calls the structure of a file: its name without endings of format and packing."""
+    return Path(path.stem).stem if path.suffix.lower() in PACKED else path.stem
 
 
 def _expand(text: str) -> tuple[Any, Any, Any]:

@@ -21,6 +21,9 @@ from jmp_data.own_data.xyz_frames import XyzFrame, walk_frames
 SUFFIXES = (".xyz", ".extxyz")
 _MOST_TEXT = 1 << 16
 _PBC = re.compile(rb"(?:^|\s)\"?pbc\"?\s*=", re.IGNORECASE)
+_SIX_NUMBERS = re.compile(
+    r"""(^|\s)(stress|virial)(=["'{\[]\s*(?:[^\s"'{}\[\],]+[\s,]+){5}[^\s"'{}\[\],]+\s*["'}\]])""", re.MULTILINE
+)
 _SPECIES_FIRST = re.compile(rb"Properties=\"?species:S:1")
 
 
@@ -61,6 +64,18 @@ class ExtXyz(PlainReader):
             yield "" if isinstance(outcome, Unreadable) else formula(outcome.atomic_numbers)
 
 
+def _decode(text: bytes) -> str:
+    """The text of a frame as ASE takes it.
+
+    ASE wants nine numbers for a stress or virial; one in Voigt's order gets a name that it leaves alone.
+    """
+    try:
+        decoded = text.decode("utf-8-sig")
+    except UnicodeDecodeError:  # numbers and symbols are the same in every code; names in a comment may suffer
+        decoded = text.decode("latin-1")
+    return _SIX_NUMBERS.sub(r"\1voigt_\2\3", decoded, count=2)
+
+
 def _parse(frame: XyzFrame, row: int) -> Outcome:
     from ase.io.extxyz import read_xyz
 
@@ -69,7 +84,7 @@ def _parse(frame: XyzFrame, row: int) -> Outcome:
     if not problem:
         try:
             with quiet():
-                atoms = next(iter(read_xyz(io.StringIO(text.decode("utf-8")), slice(0, 1))))
+                atoms = next(iter(read_xyz(io.StringIO(_decode(text)), slice(0, 1))))
             return record_from_atoms(atoms, row, str(row), pbc_stated=bool(_PBC.search(frame.lines[1])))
         except ASE_ERRORS as error:
             reason, problem = "unreadable_frame", f"cannot be parsed ({type(error).__name__}: {error})"

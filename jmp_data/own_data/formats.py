@@ -18,6 +18,7 @@ from jmp_data.own_data.grouped_hdf5 import GroupedHdf5
 from jmp_data.own_data.mace_hdf5 import MaceHdf5, is_mace
 from jmp_data.own_data.ocp_lmdb import OcpLmdb
 from jmp_data.own_data.records import Reader
+from jmp_data.own_data.xyz_frames import PACKED
 from jmp_data.raw.lmdb_records import open_lmdb
 from jmp_data.sources.hdf5_frames import open_hdf5
 
@@ -39,7 +40,6 @@ READERS: Mapping[str, Reader] = MappingProxyType({reader.format: reader for read
 
 _START = 4096
 _HDF5_MAGIC, _ULM_MAGIC, _LMDB_MAGIC = b"\x89HDF", b"- of Ulm", b"\xde\xc0\xef\xbe"
-_PACKED = (".gz", ".bz2", ".xz")
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth")
 _ZLIB_START, _PICKLE_START = b"\x78", b"\x80"
 
@@ -75,10 +75,10 @@ def _by_content(path: Path, start: bytes) -> Format | None:
 
 def _by_name(path: Path, start: bytes) -> Format:
     suffix = path.suffix.lower()
-    plain = Path(path.stem).suffix.lower() if suffix in _PACKED else suffix
+    plain = Path(path.stem).suffix.lower() if suffix in PACKED else suffix
     if plain in XYZ_SUFFIXES:
         return "extxyz"
-    if suffix == ".cif":
+    if plain == ".cif":
         return "cif"
     if suffix == ".json" and is_ase_json(start):
         return "ase_db"

@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from jmp_data.errors import ManifestError, MissingFileError, RawFileError, UnsafePickleError
-from jmp_data.own_data.cif_folder import TargetTable, read_table
+from jmp_data.own_data.cif_folder import TargetTable, read_table, structure_name
 from jmp_data.own_data.formats import READERS, Format, find_format
 from jmp_data.own_data.manifest import OwnManifest, OwnTable
 from jmp_data.own_data.records import FileIndex, Outcome, Record, Rows, StatedUnits, Unreadable
@@ -126,9 +126,10 @@ def join_table(outcome: Outcome, path: Path, table: TargetTable | None) -> Outco
     """A record with the values of its row of the table; one without such a row is unreadable."""
     if table is None or isinstance(outcome, Unreadable):
         return outcome
-    values = table.values(path.stem)
+    name = structure_name(path)
+    values = table.values(name)
     if values is None:
-        message = f"{table.path.name} has no row {path.stem!r} in column {table.id_column!r}"
+        message = f"{table.path.name} has no row {name!r} in column {table.id_column!r}"
         return Unreadable(outcome.row, outcome.label, "not_in_table", message)
     return replace(outcome, values={**outcome.values, **values})
 
@@ -137,7 +138,7 @@ def open_table(entry: OwnTable | None, root: Path, names: Sequence[str]) -> Targ
     """The table of targets of a manifest."""
     if entry is None:
         return None
-    return read_table(root / entry.file, id_column=entry.id, names=[Path(name).stem for name in names])
+    return read_table(root / entry.file, id_column=entry.id, names=[structure_name(Path(name)) for name in names])
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:

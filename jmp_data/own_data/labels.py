@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jmp_data.own_data.records import Array, Record
+from jmp_data.own_data.survey import is_nothing
 from jmp_data.own_data.tags import TagsChoice, choose_tags
 from jmp_data.own_data.units import factor_to_stored
 from jmp_data.schema import Block, Field, Schema
@@ -207,13 +208,14 @@ def read_label(record: Record, rule: LabelRule, cell: Array, constants: Constant
     field = rule.field
     shape = (record.natoms, *field.shape) if field.level == "atom" else field.shape
     value = record.values.get(rule.key)
-    if value is None:
+    if is_nothing(value):
         if rule.required:
             raise LabelError(f"has no {field.name} (key {rule.key!r})", f"missing_{field.name}")
         return np.full(shape, field.missing_value, field.dtype)
     array = np.asarray(value)
-    if array.dtype.kind not in "fiub":
-        raise LabelError(f"{rule.key} is no number", "not_a_number")
+    if array.dtype.kind not in ("fiu" if np.dtype(field.dtype).kind == "f" else "fiub"):
+        shown = f": {value!r}" if isinstance(value, str | bool) else ""
+        raise LabelError(f"{rule.key} is no number{shown}", "not_a_number")
     array = full_stress(array, rule) if field.name == "stress" else _fit(array, shape, rule.key)
     if np.dtype(field.dtype).kind != "f":
         if not np.array_equal(array, array.astype(field.dtype)):

@@ -11,7 +11,7 @@ from jmp_data.own_data.inspection import Inspection
 from jmp_data.own_data.manifest import OwnManifest
 from jmp_data.own_data.records import Array, Record
 from jmp_data.own_data.statements import Statement, StatementKind
-from jmp_data.own_data.survey import KeyFacts, survey_keys
+from jmp_data.own_data.survey import KeyFacts, as_array, survey_keys
 from jmp_data.own_data.units import normalise_unit
 
 
@@ -67,4 +67,5 @@ def number_of(record: Record, key: str) -> float:
     value = record.values.get(key)
     if value is None:
         return float("nan")
-    return float(np.asarray(value, np.float64).reshape(-1)[0])
+    array = as_array(value)
+    return float(array.reshape(-1)[0]) if array.dtype.kind in "fiu" and array.size else float("nan")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -28,8 +29,13 @@ _NAMES: dict[Role, tuple[str, ...]] = {
 }
 _NOT_TOTAL = ("per_atom", "peratom", "corr", "formation", "atomization", "hull", "tol", "cut")
 _SIX_OR_NINE = (6, 9)
+_MOST = 0.75  # share of a sample that tells what a label is
+_NOTHING = ("", "none", "null", "nan", "n/a")
 # In a sample of structures with three atoms each, a vector looks like one number for each atom.
-_STRUCTURE_LEVEL = ("dipole", "dipole_moment", "scf_dipole", "magmom", "stress", "virial", "kpoints_mp_grid")
+_STRUCTURE_LEVEL = (
+    *("dipole", "dipole_moment", "scf_dipole", "magmom", "stress", "virial", "voigt_stress", "voigt_virial"),
+    "kpoints_mp_grid",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +45,11 @@ class KeyFacts:
     Attributes:
         key: as the file has it.
         count: records that have it.
-        numeric: it is numbers in all of them.
+        numeric: it is numbers in most of them.
         level: one value per structure, or per atom.
-        shape: trailing shape; None where it differs between records.
+        shape: trailing shape of most records; None where it differs between them.
         integer: all values are integers or flags.
+        flag: all values are flags, which is what a word in the comment of a plain XYZ becomes.
         varies: it is not the same in all records.
         example: one value as text.
     """
@@ -53,6 +60,7 @@ class KeyFacts:
     level: Level
     shape: tuple[int, ...] | None
     integer: bool
+    flag: bool
     varies: bool
     example: str
 
@@ -76,30 +84,43 @@ def survey_keys(records: Sequence[Record]) -> dict[str, KeyFacts]:
 
 
 def has_value(record: Record, key: str) -> bool:
-    """Whether a record has something under a key; NaN is nothing."""
+    """Whether a record has something under a key; NaN is nothing, and neither is the word for it."""
     value = record.values.get(key)
-    if value is None:
+    if is_nothing(value):
         return False
     array = as_array(value)
     return array.dtype.kind != "f" or not bool(np.isnan(array).all())
 
 
+def is_nothing(value: object) -> bool:
+    """Whether a value stands for none: `None`, or a word for it as texts have them."""
+    return value is None or (isinstance(value, str) and value.strip().lower() in _NOTHING)
+
+
 def _survey(key: str, records: Sequence[Record]) -> KeyFacts:
     if not records:
-        return KeyFacts(key, 0, False, "structure", None, False, False, "nan")
+        return KeyFacts(key, 0, False, "structure", None, False, False, False, "nan")
     arrays = [as_array(record.values[key]) for record in records]
-    numeric = all(array.dtype.kind in "fiub" for array in arrays)
+    numbers = [array.dtype.kind in "fiub" for array in arrays]
+    # A few records with a text or another shape do not change what a label is: they are set aside when they are read.
+    numeric = sum(numbers) >= _MOST * len(numbers)
+    if numeric:
+        records = [record for record, number in zip(records, numbers, strict=True) if number]
+        arrays = [array for array in arrays if array.dtype.kind in "fiub"]
     per_atom = [array.shape[:1] == (record.natoms,) for array, record in zip(arrays, records, strict=True)]
-    level: Level = "atom" if all(per_atom) and not _known_structure_level(key, arrays) else "structure"
-    shapes = {_trim(array, record.natoms, level) for array, record in zip(arrays, records, strict=True)}
+    mostly = sum(per_atom) >= _MOST * len(per_atom)
+    level: Level = "atom" if mostly and not _known_structure_level(key, arrays) else "structure"
+    shapes = Counter(_trim(array, record.natoms, level) for array, record in zip(arrays, records, strict=True))
+    usual, count = shapes.most_common(1)[0]
     first = arrays[0]
     return KeyFacts(
         key=key,
         count=len(records),
         numeric=numeric,
         level=level,
-        shape=next(iter(shapes)) if len(shapes) == 1 else None,
+        shape=usual if count >= _MOST * len(arrays) else None,
         integer=numeric and all(array.dtype.kind in "iub" for array in arrays),
+        flag=numeric and all(array.dtype.kind == "b" for array in arrays),
         varies=any(array.shape != first.shape or not np.array_equal(array, first) for array in arrays),
         example=" ".join(str(first.reshape(-1)[0] if first.size else "").split())[:30],
     )
@@ -130,7 +151,7 @@ def find_role(role: Role, facts: dict[str, KeyFacts]) -> tuple[str, ...]:
 
     A key outside every place (`energy` before `data.energy`) and one that more records have come first.
     """
-    fitting = [fact for fact in facts.values() if fact.numeric and _could_be(role, fact)]
+    fitting = [fact for fact in facts.values() if fact.numeric and not fact.flag and _could_be(role, fact)]
     names = _NAMES[role]
 
     def rank(fact: KeyFacts) -> tuple[int, int, int]:

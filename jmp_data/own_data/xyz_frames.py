@@ -8,8 +8,10 @@ and the walk goes on at the next header: its text is kept, and the frames behind
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import lzma
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +22,9 @@ from jmp_data.errors import RawFileError
 
 _MOST_ATOMS = 10_000_000
 _OPENERS: Mapping[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_DAMAGE = (OSError, EOFError, lzma.LZMAError)
+PACKED = tuple(_OPENERS)
+"""Endings of names of packed texts."""
+UNPACKING_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ def walk_frames(path: Path, offset: int = 0) -> Iterator[XyzFrame]:
         try:
             file.seek(offset)
             yield from _walk(file, offset)
-        except _DAMAGE as error:
+        except UNPACKING_ERRORS as error:
             raise RawFileError(f"{path}: cannot be unpacked ({error}); get the file again") from error
 
 
@@ -72,6 +76,8 @@ def _walk(file: IO[bytes], offset: int) -> Iterator[XyzFrame]:
         natoms = _parse_count(line)
         lines = [line, *islice(file, natoms + 1 if natoms else 0)]
         problem = _find_problem(lines, natoms)
+        if not problem and not lines[-1].endswith(b"\n") and _is_cut_in_a_number(lines[2:]):
+            problem = "the text ends in its last number, which is shorter than others; add a line end if it is whole"
         cut = natoms > 0 and (len(lines) < natoms + 2 or not lines[-1].endswith(b"\n"))
         end = offset + sum(map(len, lines))
         following, line = _next_line(file, end)
@@ -97,7 +103,7 @@ def _next_line(file: IO[bytes], offset: int) -> tuple[int, bytes]:
 
 def _parse_count(line: bytes) -> int:
     """The number of atoms that a line announces; 0 where it announces none."""
-    word = line.strip()
+    word = line.removeprefix(codecs.BOM_UTF8).strip()
     return int(word) if word.isdigit() and len(word) < 9 and 0 < int(word) <= _MOST_ATOMS else 0
 
 
@@ -116,6 +122,20 @@ def _find_problem(lines: list[bytes], natoms: int) -> str:
     if b"=" in b"".join(rows) or len(rows[-1].split()) < 4:
         return f"{natoms} atoms announced, fewer rows found"
     return ""
+
+
+def _is_cut_in_a_number(rows: list[bytes]) -> bool:
+    """Whether a last row without a line end is cut in its last number, as far as the digits of others tell."""
+    last = rows[-1]
+    if last[-1:].isspace():
+        return False
+    words = last.split()
+    others = [row.split()[-1] for row in rows[:-1]] or words[1:-1]
+    return bool(others) and _decimals(words[-1]) < min(map(_decimals, others))
+
+
+def _decimals(word: bytes) -> int:
+    return len(word.partition(b".")[2])
 
 
 def _find_header(file: IO[bytes], offset: int, skipped: list[bytes]) -> int:

@@ -26,6 +26,7 @@ from jmp_data.report.structure_picture import color_definitions, draw_structure
 from jmp_data.shards import ShardDataset
 from jmp_data.shards.assemble import QUARANTINE_FILE
 from jmp_data.shards.atomic import write_atomic
+from jmp_data.trust.flags import FLAGS_FILE
 
 Progress = Callable[[int, str], None]
 
@@ -52,8 +53,6 @@ def write_report(
         ManifestError: there are no data sets.
         ShardError: a block is damaged.
     """
-    if not datasets:
-        raise ManifestError("a report needs at least one data set")
     write_atomic(path, render_report(datasets, overlap=overlap, progress=progress).encode())
     return path
 
@@ -65,6 +64,8 @@ def render_report(
     progress: Progress = lambda count, note: None,
 ) -> str:
     """The page as text; see `write_report`."""
+    if not datasets:
+        raise ManifestError("a report needs at least one data set")
     groups = [list(splits) for _, splits in groupby(sorted(datasets, key=_order), key=lambda d: d.name)]
     collected = [_collect(splits, progress) for splits in groups]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -150,6 +151,7 @@ def _overview(groups: Sequence[Sequence[SplitStatistics]]) -> Iterator[dict[str,
                 "elements": f"{int((split.elements > 0).sum())}",
                 "quarantined": f"{sum(manifest.quarantined.values()):,}",
                 "skipped": f"{sum(manifest.skipped.values()):,}",
+                "flagged": f"{sum(manifest.flagged.values()):,}",
                 "size": _size(size),
                 "bytes": f"{size / max(1, manifest.num_structures):,.0f}",
                 "format": manifest.format,
@@ -250,25 +252,32 @@ def _balance(dataset: ShardDataset) -> dict[str, Any]:
 
 def _reasons(dataset: ShardDataset) -> Iterator[dict[str, Any]]:
     manifest = dataset.manifest
-    examples = _examples(dataset) if manifest.quarantined else {}
-    for what, counts in (("quarantined", manifest.quarantined), ("skipped", manifest.skipped)):
+    for what, counts, file in (
+        ("quarantined", manifest.quarantined, QUARANTINE_FILE),
+        ("skipped", manifest.skipped, ""),
+        ("flagged, stored", manifest.flagged, FLAGS_FILE),
+    ):
+        examples = _examples(dataset, file)
         for reason, count in counts.items():
-            example = examples.get(reason, "") if what == "quarantined" else ""
+            example = examples.get(reason, "")
             yield {"split": manifest.split, "what": what, "reason": reason, "count": f"{count:,}", "example": example}
 
 
-def _examples(dataset: ShardDataset) -> dict[str, str]:
-    """The first message of each reason in the first lines of the quarantine."""
-    entry = dataset.manifest.files.get(QUARANTINE_FILE)
+def _examples(dataset: ShardDataset, name: str) -> dict[str, str]:
+    """The first message of each reason in the first lines of the quarantine, or of the flags."""
+    entry = dataset.manifest.files.get(name)
     if entry is None:
         return {}
-    payload = dataset.store.read(QUARANTINE_FILE, 0, min(entry.bytes, _EXAMPLE_BYTES))
+    payload = dataset.store.read(name, 0, min(entry.bytes, _EXAMPLE_BYTES))
     found: dict[str, str] = {}
     lines = payload.split(b"\n")
     for line in lines if entry.bytes <= _EXAMPLE_BYTES else lines[:-1]:
         if line.strip():
             record = json.loads(line)
-            found.setdefault(str(record.get("reason", "")), str(record.get("message", "")))
+            message = str(record.get("message", ""))
+            # A quarantined record says itself which one it is.
+            text = f"{record['source_id']}: {message}" if name == FLAGS_FILE else message
+            found.setdefault(str(record.get("reason", "")), text)
     return found
 
 

@@ -40,8 +40,8 @@ PAGE: Final = """<!doctype html>
 <table>
 <thead><tr><th>data set</th><th>split</th><th class="number">structures</th><th class="number">atoms</th>
 <th class="number">atoms each</th><th class="number">elements</th><th class="number">quarantined</th>
-<th class="number">skipped</th><th class="number">size</th><th class="number">bytes each</th>
-<th>format</th></tr></thead>
+<th class="number">skipped</th><th class="number">flagged</th><th class="number">size</th>
+<th class="number">bytes each</th><th>format</th></tr></thead>
 <tbody>
 {%- for row in overview %}
 <tr><td>{% if row.first %}<a href="#{{ row.anchor }}">{{ row.name }}</a>{% endif %}</td>
@@ -49,7 +49,8 @@ PAGE: Final = """<!doctype html>
 <td class="number">{{ row.structures }}</td><td class="number">{{ row.atoms }}</td>
 <td class="number">{{ row.mean }}</td><td class="number">{{ row.elements }}</td>
 <td class="number{% if row.quarantined != '0' %} warn{% endif %}">{{ row.quarantined }}</td>
-<td class="number">{{ row.skipped }}</td><td class="number">{{ row.size }}</td><td class="number">{{ row.bytes }}</td>
+<td class="number">{{ row.skipped }}</td><td class="number">{{ row.flagged }}</td>
+<td class="number">{{ row.size }}</td><td class="number">{{ row.bytes }}</td>
 <td>{{ row.format }}</td></tr>
 {%- endfor %}
 </tbody></table>

@@ -159,8 +159,9 @@ def element_color(number: int) -> str:
 def _shades(number: int) -> tuple[str, str, str]:
     from ase.data.colors import jmol_colors
 
-    # Jmol's hydrogen is the white of the page.
-    base = np.array([0.90, 0.91, 0.93]) if number == 1 else np.asarray(jmol_colors[number], np.float64)
+    # Jmol's hydrogen is the white of the page, and its colours end with meitnerium.
+    usual = jmol_colors[min(number, len(jmol_colors) - 1)]
+    base = np.array([0.90, 0.91, 0.93]) if number == 1 else np.asarray(usual, np.float64)
     shades = (base + (1 - base) * 0.55, base, base * 0.55)
     light, middle, dark = (
         "#" + "".join(f"{round(255 * float(channel)):02x}" for channel in np.clip(shade, 0, 1)) for shade in shades

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -17,12 +17,10 @@ from jmp_data.schema.validate import Rejection
 from jmp_data.trust.flags import Flag
 from jmp_data.trust.records import Finding, check_records
 from jmp_data.trust.row_facts import ROW_FACTS, row_facts
-from jmp_data.trust.split_checks import SplitFinding, check_split
+from jmp_data.trust.split_checks import check_split
 from jmp_data.trust.thresholds import TrustThresholds
 
 Array = npt.NDArray[Any]
-PlacesOf = Callable[[Array], npt.NDArray[np.int64]]
-"""(n,) source ids → (n,) places of these structures in the split."""
 
 TRUST_FILE: Final = "trust.npz"
 """Facts, source ids and findings of one part, beside its shards."""
@@ -79,46 +77,41 @@ class PartTrust:
         return buffer.getvalue()
 
 
-def judge_split(parts: Sequence[Path], thresholds: TrustThresholds, places: PlacesOf | None = None) -> list[Flag]:
+def judge_split(
+    parts: Sequence[Path], thresholds: TrustThresholds, locate: Callable[[Array], Array] | None = None
+) -> list[Flag]:
     """All flags of a split: what its records show by themselves, and what they show beside each other.
 
     Args:
-        parts: archives of all parts, in order.
+        parts: archives of all parts, in their final order.
         thresholds: of the source.
-        places: where structures stand in the split, if not in the order of the parts.
+        locate: (n,) source ids → where these structures stand in the finished split; by default they keep their order.
 
     Returns:
         Flags by index, then by reason.
     """
     by_split = check_split([partial(_load_facts, path) for path in parts], thresholds)
-    found: list[tuple[int, str, str]] = []
-    names: dict[int, bytes] = {}
+    remarks: list[tuple[int, str, str, int | None]] = []
     starts = np.cumsum([0, *(len(_load_facts(path)) for path in parts)])
     wanted = np.unique([index for each in by_split for index in (each.index, each.earlier) if index is not None])
+    names: dict[int, bytes] = {}
     for path, start, stop in zip(parts, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        mine = wanted[(wanted >= start) & (wanted < stop)].astype(np.int64).tolist()
+        mine = wanted[(wanted >= start) & (wanted < stop)].astype(np.int64)
         with np.load(path, allow_pickle=False) as archive:
-            by_itself = json.loads(archive["found"].tobytes())
-            ids = archive["ids"] if by_itself or mine else np.zeros(0, "S1")
-        found += [(start + row, reason, text) for row, reason, text in by_itself]
-        rows = {*mine, *(start + row for row, _, _ in by_itself)}
-        names |= {index: ids[index - start] for index in rows}
-    place = _places_of(names, places)
-    found += [(each.index, each.reason, _describe(each, names, place)) for each in by_split]
-    flags = [Flag(place[index], _text(names[index]), reason, text) for index, reason, text in found]
+            found = json.loads(archive["found"].tobytes())
+            ids = archive["ids"] if found or len(mine) else np.zeros(0, "S1")
+        rows = np.unique([*mine, *(start + row for row, _, _ in found)]).astype(np.int64)
+        names |= {row: bytes(ids[row - start]) for row in rows.tolist()}
+        remarks += [(start + row, reason, text, None) for row, reason, text in found]
+    remarks += [(each.index, each.reason, each.message, each.earlier) for each in by_split]
+    places = {row: row for row in names}
+    if locate is not None and names:
+        places = dict(zip(names, locate(np.array(list(names.values()))).tolist(), strict=True))
+    flags = [
+        Flag(places[row], _text(names[row]), reason, text if earlier is None else f"{text} {_text(names[earlier])}")
+        for row, reason, text, earlier in remarks
+    ]
     return sorted(flags, key=lambda flag: (flag.index, flag.reason))
-
-
-def _places_of(names: Mapping[int, bytes], places: PlacesOf | None) -> dict[int, int]:
-    if places is None or not names:
-        return {index: index for index in names}
-    return dict(zip(names, places(np.array(list(names.values()))).tolist(), strict=True))
-
-
-def _describe(finding: SplitFinding, names: Mapping[int, bytes], place: Mapping[int, int]) -> str:
-    if finding.earlier is None:
-        return finding.message
-    return f"{finding.message} structure {place[finding.earlier]}, {_text(names[finding.earlier])}"
 
 
 def _text(source_id: bytes) -> str:

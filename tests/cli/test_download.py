@@ -148,6 +148,11 @@ def test_from_the_server_to_a_data_set(server: FaultyServer, tmp_path: Path, cap
     assert json.loads(capsys.readouterr().out)["damage"] == []
     command("inspect", built[0]["path"], 0, "--json")
     assert json.loads(capsys.readouterr().out)["source_id"]
+    command("report", shards, "--out", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(entry["dataset"] in page for entry in built)
+    assert "does not close" not in page
+    capsys.readouterr()
     # Again: nothing is fetched or unpacked a second time.
     asked = len(server.requests)
     command("download", manifest, "--raw", raw, "--json")

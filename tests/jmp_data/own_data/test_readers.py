@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import zlib
 from pathlib import Path
 
@@ -12,6 +15,8 @@ import lmdb
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms, FixBondLength, Hookean
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from jmp_data.demo.write_oc22 import write_lmdb
@@ -266,3 +271,117 @@ def test_a_table_needs_one_structure_a_file(tmp_path: Path) -> None:
     source = OwnData(write_manifest(tmp_path / "my.yaml", files=["a.xyz"], table={"file": "t.csv"}))
     with pytest.raises(ManifestError, match=r"my.yaml: .*a.xyz: holds 11 structures"):
         source.splits(tmp_path)
+
+
+WATER = "3\n{}\nO 0 0 0.1 0.1 0.2 0.3\nH 0 0.76 -0.47 0 0 -0.1\nH 0 -0.76 -0.47 -0.1 -0.2 -0.2\n"
+COLUMNS = "Properties=species:S:1:pos:R:3:forces:R:3"
+
+
+def test_a_word_in_the_comment_of_a_plain_xyz_is_no_energy(tmp_path: Path) -> None:
+    """ASE makes `energy` in "an energy of -5 eV" a flag, and a flag as a number would be 1 eV."""
+    (tmp_path / "a.xyz").write_text("2\nan energy of -5 eV\nC 0 0 0\nO 0 0 1.2\n" * 3)
+    source, collected = read_all(tmp_path, "a.xyz")
+    assert "energy" not in source.schema
+    assert len(collected.block) == 3
+    (tmp_path / "a.xyz").write_text(WATER.format(COLUMNS + " energy") + WATER.format(COLUMNS + " energy=-14.5") * 3)
+    _, collected = read_all(tmp_path, "a.xyz", required=["energy"])
+    assert [item.reason for item in collected.quarantined] == ["not_a_number"]
+    assert collected.block.energy.tolist() == [-14.5] * 3
+
+
+def test_words_for_nothing_are_nothing_and_other_texts_are_set_aside(tmp_path: Path) -> None:
+    """One frame without an energy must not cost the others theirs."""
+    energies = ["none", "-14.5", "None", "nan", "-14.25", "-14", "unconverged", "0.0"]
+    (tmp_path / "a.xyz").write_text("".join(WATER.format(f"{COLUMNS} energy={energy}") for energy in energies))
+    source, collected = read_all(tmp_path, "a.xyz")
+    np.testing.assert_array_equal(collected.block.energy, [np.nan, -14.5, np.nan, np.nan, -14.25, -14, 0])
+    (item,) = collected.quarantined
+    assert (item.source_id, item.reason) == ("a.xyz#6", "not_a_number")
+    assert "'unconverged'" in item.message
+    assert source.required == ("forces",)
+
+
+def test_texts_as_editors_leave_them(tmp_path: Path) -> None:
+    """A byte order mark, line ends of Windows, a name in Latin-1, tabs, blank lines between frames."""
+    text = WATER.format(f'{COLUMNS} energy=-14.5 pbc="F F F"') + "\n" + WATER.format(f"{COLUMNS} energy=-14.25")
+    variants = {
+        "mark": b"\xef\xbb\xbf" + text.encode(),
+        "windows": text.replace("\n", "\r\n").encode(),
+        "latin": text.replace("energy=-14.5", "energy=-14.5 author=Ångström").encode("latin-1"),
+        "tabs": text.replace(" 0 ", "\t0\t").encode(),
+        "blank": b"\n\n" + text.encode() + b"\n\n",
+    }
+    for name, content in variants.items():
+        (tmp_path / f"{name}.xyz").write_bytes(content)
+        _, collected = read_all(tmp_path, f"{name}.xyz")
+        assert collected.quarantined == [], name
+        assert collected.block.energy.tolist() == [-14.5, -14.25], name
+        np.testing.assert_allclose(collected.block.forces[0], [0.1, 0.2, 0.3], rtol=1e-6)
+
+
+def test_six_numbers_of_stress_are_in_voigt_order(tmp_path: Path) -> None:
+    header = 'Lattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3 energy=-5 stress="0.1 0.2 0.3 0.4 0.5 0.6"'
+    (tmp_path / "a.xyz").write_text(f"1\n{header}\nCu 0 0 0\n" * 3)
+    _, collected = read_all(tmp_path, "a.xyz")
+    # xx yy zz yz xz xy, ASE's order.
+    expected = [[0.1, 0.6, 0.5], [0.6, 0.2, 0.4], [0.5, 0.4, 0.3]]
+    np.testing.assert_allclose(collected.block.stress[0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
+def test_packed_texts(tmp_path: Path, suffix: str) -> None:
+    pack = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[suffix]
+    (tmp_path / f"a.xyz.{suffix}").write_bytes(pack((WATER.format(f"{COLUMNS} energy=-14.5") * 4).encode()))
+    ase.io.write(tmp_path / "b.cif", FRAMES[0])
+    (tmp_path / f"b.cif.{suffix}").write_bytes(pack((tmp_path / "b.cif").read_bytes()))
+    (tmp_path / "b.cif").unlink()
+    (tmp_path / "t.csv").write_text("file,gap\nb.cif,1.5\n")
+    _, collected = read_all(tmp_path, f"a.xyz.{suffix}")
+    assert collected.block.energy.tolist() == [-14.5] * 4
+    _, collected = read_all(tmp_path, f"b.cif.{suffix}", table={"file": "t.csv"}, targets={"gap": {}})
+    assert collected.block.gap.tolist() == [1.5]
+    assert collected.ids == [f"b.cif.{suffix}#b"]
+    content = (tmp_path / f"a.xyz.{suffix}").read_bytes()
+    (tmp_path / f"a.xyz.{suffix}").write_bytes(content[:-20])
+    source = OwnData(write_manifest(tmp_path / "my.yaml", files=[f"a.xyz.{suffix}"]))
+    with pytest.raises(RawFileError, match=rf"a.xyz.{suffix}: cannot be unpacked"):
+        source.splits(tmp_path)
+
+
+def test_constraints_that_hold_no_atom_are_read_over(tmp_path: Path) -> None:
+    atoms = FRAMES[0].copy()
+    atoms.calc = FRAMES[0].calc
+    atoms.set_constraint([FixBondLength(0, 1), FixAtoms([2]), Hookean(0, 1, 5.0, 2.0)])
+    bare = FRAMES[1].copy()
+    bare.set_constraint()
+    with ase.db.connect(tmp_path / "a.db") as database:
+        database.write(atoms)
+        database.write(bare)  # no calculator at all
+    _, collected = read_all(tmp_path, "a.db")
+    assert collected.quarantined == []
+    assert np.flatnonzero(collected.block.fixed).tolist() == [2]
+    assert collected.block.energy[0] == atoms.calc.results["energy"]
+    assert np.isnan(collected.block.energy[1])
+    np.testing.assert_allclose(collected.block.structure(0).forces, atoms.calc.results["forces"], rtol=1e-6)
+
+
+def test_a_trajectory_that_is_cut_keeps_its_whole_frames(tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "a.traj", FRAMES[:4])
+    content = (tmp_path / "a.traj").read_bytes()
+    (tmp_path / "a.traj").write_bytes(content[: -len(FRAMES[3]) * 24])
+    _, collected = read_all(tmp_path, "a.traj")
+    assert collected.block.energy.tolist() == [atoms.calc.results["energy"] for atoms in FRAMES[:3]]
+    (item,) = collected.quarantined
+    assert (item.source_id, item.reason, item.damaged_file) == ("a.traj#3", "unreadable_frame", True)
+
+
+def test_a_label_of_another_shape_costs_its_own_record_only(tmp_path: Path) -> None:
+    frames = [atoms.copy() for atoms in FRAMES]
+    for atoms, original in zip(frames, FRAMES, strict=True):
+        atoms.calc = SinglePointCalculator(atoms, **original.calc.results)
+    frames[4].calc.results["forces"] = np.zeros((1, 3))
+    write_aselmdb(tmp_path / "data.aselmdb", frames)
+    source, collected = read_all(tmp_path, "data.aselmdb")
+    assert source.required == ("energy", "forces", "stress")
+    assert [(item.source_id, item.reason) for item in collected.quarantined] == [("data.aselmdb#5", "shape")]
+    assert len(collected.block) == len(FRAMES) - 1

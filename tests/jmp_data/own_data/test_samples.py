@@ -15,6 +15,7 @@ from ase.units import Bohr, Hartree, kcal, mol
 
 from jmp_data.errors import UnsafePickleError
 from jmp_data.own_data import OwnData
+from jmp_data.trust import TrustThresholds, check_records
 from tests.jmp_data.own_data.manifests import notes_of, read_all, write_manifest
 from tests.jmp_data.sources.collecting import Collected
 from tests.shared import SHARED, needs_shared
@@ -64,6 +65,7 @@ def check_geometry(collected: Collected, frames: list[Atoms]) -> None:
     np.testing.assert_array_equal(block.fixed, np.concatenate(fixed))
     tags = [atoms.get_tags() if atoms.has("tags") else np.full(len(atoms), 2) for atoms in frames]
     np.testing.assert_array_equal(block.tags, np.concatenate(tags))
+    assert check_records(block, TrustThresholds()) == []  # real structures must be believed
 
 
 def labels(atoms: Atoms) -> tuple[float, np.ndarray, np.ndarray | None]:

@@ -101,6 +101,35 @@ def test_a_file_cut_inside_a_row_is_damaged(tmp_path: Path) -> None:
     assert bad.damaged_file
 
 
+@given(st.integers(0, 10_000))
+def test_a_text_cut_anywhere_gives_no_wrong_structure(tmp_path_factory, place: int) -> None:
+    """Whole frames stay what they are; the one that is cut is set aside as damage, never read short."""
+    texts = [
+        f'3\nProperties=species:S:1:pos:R:3:forces:R:3 energy={-number - 10}.25 pbc="F F F"\n'
+        + "".join(f"H {number}.125 {atom}.5 0.75 {number}.5 -{atom}.5 1.25\n" for atom in range(3))
+        for number in range(4)
+    ]
+    whole = "".join(texts)
+    place %= len(whole)
+    path = tmp_path_factory.mktemp("cut") / "a.xyz"
+    path.write_text(whole[:place])
+    if not whole[:place].strip():
+        return
+    found = outcomes(path)
+    complete = sum(place >= len("".join(texts[: number + 1])) for number in range(4))
+    for number, record in enumerate(found[:complete]):
+        assert isinstance(record, Record)
+        assert record.values["energy"] == -number - 10.25
+        np.testing.assert_array_equal(record.values["forces"][:, 0], number + 0.5)
+    rest = found[complete:]
+    left = place - len("".join(texts[:complete]))
+    assert len(rest) == (left > 0)
+    if complete < 4 and left == len(texts[complete]) - 1:  # only the line end is missing
+        assert isinstance(rest[0], Record)
+    else:
+        assert all(isinstance(each, Unreadable) and each.damaged_file for each in rest)
+
+
 def test_blank_lines_and_plain_xyz(tmp_path: Path) -> None:
     path = tmp_path / "plain.xyz"
     path.write_text("\n" + frame(0, 2, header="made by hand") + "\n\n" + frame(1, 2, header="17") + "\n")

@@ -3,8 +3,10 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
+from ase import Atoms
 
 from jmp_data import Structure, open_dataset, write_dataset
 from jmp_data.build import BuildSettings, choose_engine, plan_build, run_build
@@ -123,6 +125,40 @@ def test_quarantine_is_counted_by_reason_with_an_example(page: Path, datasets: l
     lines = quarantined[0].store.read("quarantine.jsonl").splitlines()
     assert json.loads(lines[0])["message"] in text
     assert "does not close" not in text
+
+
+def test_all_elements_have_a_place_and_a_picture(tmp_path: Path) -> None:
+    """Jmol's colours, which pictures use, end before the table does."""
+    pairs = [
+        Structure(
+            atomic_numbers=[number, number], positions=[[0, 0, 0], [0, 0, 2.5]], energy=-1.0, source_id=f"e{number}"
+        )
+        for number in range(1, 119)
+    ]
+    everything = write_dataset(pairs, tmp_path / "all" / "train", name="all")
+    heaviest = write_dataset(pairs[-6:], tmp_path / "heavy" / "train", name="heavy")
+    text = render_report([everything, heaviest])
+    strict = parsed(text)
+    assert "118 elements" in strict.text
+    assert "Oganesson: in 1 structures" in text
+    pictured = {int(number) for number in re.findall(r"url\(#element-(\d+)\)", text)}
+    assert pictured >= set(range(113, 119))
+    assert {f"element-{number}" for number in pictured} <= set(strict.ids)
+
+
+def test_flags_are_counted_with_an_example(tmp_path: Path) -> None:
+    frames = [
+        Atoms("H2", positions=[[0, 0, 0], [0, 0, 0.2 if number == 4 else 0.74]], info={"energy": 1.0})
+        for number in range(6)
+    ]
+    ase.io.write(tmp_path / "h.extxyz", frames)
+    (tmp_path / "h.yaml").write_text(
+        "name: h\nfiles: [h.extxyz]\nsplits: {fractions: {train: 1.0}}\ntrust: {duplicates: false}\n"
+    )
+    planned = plan_build([str(tmp_path / "h.yaml")], tmp_path, tmp_path / "out", settings=BuildSettings())
+    (done,) = run_build(planned, choose_engine(workers=1, scheduler=None), lambda part: None)
+    text = parsed(render_report([open_dataset(done.dataset)])).text
+    assert "flagged, stored atoms_too_close 1 h.extxyz#4: two atoms are 0.200 Å apart, less than 0.4 Å" in text
 
 
 def test_names_from_files_cannot_become_markup(tmp_path: Path) -> None:

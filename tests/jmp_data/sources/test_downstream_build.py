@@ -9,6 +9,7 @@ import pytest
 
 from jmp_data import open_dataset
 from jmp_data.build import BuildSettings, choose_engine, plan_build, run_build
+from jmp_data.errors import MissingFileError
 from jmp_data.manifests import load_manifest
 from jmp_data.shards.integrity import verify_dataset
 from jmp_data.sources import expand_source, get_source
@@ -72,6 +73,32 @@ def test_raw_to_verified_shards_with_counts_that_close(raw: Path, tmp_path: Path
         known = {"energy", "forces"} if structure.energy is not None else set()
         for target in get_source(name).required:
             assert target in known or target in structure.targets
+
+
+@pytest.mark.parametrize(
+    ("name", "present", "some_absent"),
+    [
+        ("rmd17", "rmd17:ethanol", "aspirin, azobenzene"),
+        ("matbench", "matbench:mp_is_metal", "jdft2d, phonons"),
+        ("spice", "spice:dipeptides", "solvated_amino_acids, pubchem"),
+        ("md22", "md22:AT-AT", "Ac-Ala3-NHMe, DHA"),
+    ],
+)
+def test_a_source_without_its_part_means_the_parts_that_are_there(
+    raw: Path, tmp_path: Path, name: str, present: str, some_absent: str
+) -> None:
+    notes: list[str] = []
+    builds = plan_build([name], raw, tmp_path, settings=BuildSettings(), note=notes.append)
+    assert {build.name for build in builds} == {present}
+    (note,) = notes
+    assert note.startswith(f"{name}: no files of {some_absent}")
+    left_out = note.removeprefix(f"{name}: no files of ").partition(" below ")[0].split(", ")
+    assert [f"{name}:{part}" for part in left_out] == [each for each in expand_source(name) if each != present]
+    with pytest.raises(MissingFileError, match=f"{name}: no files of any of its parts"):
+        plan_build([name], tmp_path, tmp_path, settings=BuildSettings())
+    missing = f"{name}:{some_absent.partition(',')[0]}"
+    with pytest.raises(MissingFileError, match=missing):  # a part named by itself must be there
+        plan_build([missing], raw, tmp_path, settings=BuildSettings())
 
 
 def test_what_is_left_out_of_qm9_is_counted(raw: Path, tmp_path: Path) -> None:
