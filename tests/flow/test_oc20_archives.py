@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import jmp_data
+from jmp_data.errors import MissingFileError
 from tests.flow import archives_oc20 as oc20
 from tests.flow.building import build
 from tests.flow.truth import assert_same
@@ -114,3 +116,23 @@ def test_the_larger_of_two_training_sets_is_built_once(tmp_path: Path) -> None:
     oc20.write_set(tmp_path / "raw", "s2ef_train_2M", frames, per_file=5)
     assert list(build("oc20", tmp_path / "raw", tmp_path / "out")) == ["train"]
     assert_same(tmp_path / "out" / "oc20", [oc20.truth_of(frame, "train") for frame in frames])
+
+
+def test_a_set_as_the_published_tar(tmp_path: Path) -> None:
+    frames = oc20.make_frames(8, seed=3)
+    oc20.write_set(tmp_path / "elsewhere", "s2ef_val_id", frames, per_file=5)
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    with tarfile.open(raw / "s2ef_val_id.tar", "w") as archive:
+        archive.add(tmp_path / "elsewhere" / "s2ef_val_id", "s2ef_val_id")
+    for _ in range(2):  # the second time from the folder that the first left
+        assert list(build("oc20", raw, tmp_path / "out")) == ["val_id"]
+        assert_same(tmp_path / "out" / "oc20", [oc20.truth_of(frame, "val_id") for frame in frames])
+
+
+def test_what_an_interrupted_unpacking_left_is_no_set(tmp_path: Path) -> None:
+    oc20.write_set(
+        tmp_path / "raw" / ".extracted" / "s2ef_val_id.tar.staging", "s2ef_val_id", oc20.make_frames(2), per_file=2
+    )
+    with pytest.raises(MissingFileError, match="s2ef_val"):
+        build("oc20", tmp_path / "raw", tmp_path / "out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,14 @@ def test_a_record_of_an_unknown_class_is_set_aside_alone(tmp_path: Path) -> None
     assert "train/data.0000.lmdb: record 2" in quarantine
     assert "_Unknown" in quarantine
     assert_same(tmp_path / "out" / "oc22", [oc22.truth_of(entry, "train") for entry in (*entries[:2], entries[3])])
+
+
+def test_the_published_archive_as_it_comes(tmp_path: Path) -> None:
+    entries = oc22.make_entries(3, seed=2)
+    path = oc22.split_folder(tmp_path / "elsewhere", "train") / "data.0000.lmdb"
+    oc22.write_lmdb(path, list(map(oc22.published_payload, entries)))
+    (tmp_path / "raw").mkdir()
+    with tarfile.open(tmp_path / "raw" / "s2ef_total_train_val_test_lmdbs.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "elsewhere" / "s2ef_total_train_val_test_lmdbs", "s2ef_total_train_val_test_lmdbs")
+    build("oc22", tmp_path / "raw", tmp_path / "out")
+    assert_same(tmp_path / "out" / "oc22", [oc22.truth_of(entry, "train") for entry in entries])
