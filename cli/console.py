@@ -7,8 +7,10 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -19,8 +21,11 @@ from rich.table import Table
 from jmp_data.errors import JmpDataError
 
 EXIT_BAD_INPUT = 1
+EXIT_USAGE = 2
 EXIT_DAMAGED_RAW = 3
+EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
+_UsageError: type[Exception] = typer.BadParameter.__mro__[2]  # click's ClickException; newer typers carry a click of their own
 _LOG_INTERVAL = 10.0
 
 out = Console(soft_wrap=True, highlight=False)
@@ -38,20 +43,48 @@ def fail(message: str) -> None:
 
 
 def run_app(app: typer.Typer, name: str) -> None:
-    """Run a program; every expected failure is one line on stderr and a non-zero exit code."""
+    """Run a program; every failure is one line on stderr and a non-zero exit code."""
     try:
-        app(prog_name=name)
+        # Not standalone: errors come here instead of being printed over several lines, exit codes are returned.
+        code = app(prog_name=name, standalone_mode=False)
+    except _UsageError as error:
+        code = _fail_on_usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        code = EXIT_INTERRUPTED
     except JmpDataError as error:
         fail(str(error))
-        sys.exit(EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
-        fail("interrupted; what is finished is kept, the same command goes on from there")
-        sys.exit(EXIT_INTERRUPTED)
+        code = EXIT_BAD_INPUT
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         hint = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
         fail(f"{where}{error.strerror or error}{hint}")
-        sys.exit(EXIT_BAD_INPUT)
+        code = EXIT_BAD_INPUT
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        fail(_describe_bug(error))
+        code = EXIT_BUG
+    if code == EXIT_INTERRUPTED:
+        fail("interrupted; what is finished is kept, the same command goes on from there")
+    sys.exit(code)
+
+
+def _fail_on_usage(error: Any) -> int:
+    """Say what is wrong with the command line; a program without a command shows its help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        where = f"; see `{error.ctx.command_path} --help`" if getattr(error, "ctx", None) else ""
+        fail(f"{error.format_message().rstrip('.')}{where}")
+    return EXIT_USAGE
+
+
+def _describe_bug(error: Exception) -> str:
+    """An error that nobody foresaw: what and where, so that a report can be written without a traceback."""
+    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
+    where = f" at {Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
+    kind = f"unexpected {type(error).__name__}{where}: {error}"
+    return f"{kind} (a bug; PYTHONDEVMODE=1 before the command shows where it comes from)"
 
 
 def print_json(value: Any) -> None:

@@ -20,10 +20,13 @@ from jmp_data.build import (
 )
 from jmp_data.build.engines import Engine
 from jmp_data.build.plan import SplitBuild
+from jmp_data.build.quarantine import first_messages
 from jmp_data.build.repair import repair_dataset
 from jmp_data.errors import ManifestError
+from jmp_data.shards.assemble import QUARANTINE_FILE
 from jmp_data.shards.integrity import Damage, find_datasets, verify_dataset
 from jmp_data.shards.manifest import MANIFEST_NAME
+from jmp_data.trust.flags import FLAGS_FILE
 
 from .console import EXIT_BAD_INPUT, EXIT_DAMAGED_RAW, err, fail, out, print_json, print_table, progress
 
@@ -68,11 +71,27 @@ def _print_done(done: list[SplitDone]) -> None:
         )
     columns = ["data set", "split", "structures", "quarantined", "skipped", "shards", "MB", "bytes each", "per second"]
     print_table("Built", columns, rows)
+
+
+def _print_quarantined(done: list[SplitDone]) -> None:
+    """For each reason, how many records and the first of them."""
     for split in done:
-        for reason, count in split.manifest.quarantined.items():
-            err.print(f"quarantined: {split.dataset}: {count} x {reason} (see quarantine.jsonl)", markup=False)
+        counts = split.manifest.quarantined
+        messages = first_messages(split.dataset, counts)
+        for reason, count in counts.items():
+            where = split.dataset / QUARANTINE_FILE
+            err.print(f"quarantined: {count} x {reason} (see {where}), first {messages.get(reason, '')}", markup=False)
         for reason, count in split.manifest.flagged.items():
-            err.print(f"flagged, and stored: {split.dataset}: {count} x {reason} (see flags.jsonl)", markup=False)
+            where = split.dataset / FLAGS_FILE
+            err.print(f"flagged, and stored: {count} x {reason} (see {where})", markup=False)
+
+
+def _fail_on_empty(done: list[SplitDone]) -> bool:
+    """Complain about splits of which nothing could be kept."""
+    empty = [split for split in done if split.manifest.quarantined and not split.manifest.num_structures]
+    for split in empty:
+        fail(f"{split.dataset}: all {split.manifest.records_in} records are quarantined; see {QUARANTINE_FILE} there")
+    return bool(empty)
 
 
 def _as_json(split: SplitDone) -> dict[str, object]:
@@ -149,12 +168,14 @@ def build(
         print_json([_as_json(entry) for entry in done])
     elif done:
         _print_done(done)
+    _print_quarantined(done)
     # The last message about a file says what is wrong with the file itself, those before it what that broke.
     damaged = {message.partition(": ")[0]: message for entry in done for message in entry.damaged_files}
     for message in damaged.values():
         fail(message)
-    if damaged:
-        raise typer.Exit(EXIT_DAMAGED_RAW)
+    empty = _fail_on_empty(done)
+    if damaged or empty:
+        raise typer.Exit(EXIT_DAMAGED_RAW if damaged else EXIT_BAD_INPUT)
 
 
 def _print_notes(builds: list[SplitBuild]) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
@@ -83,6 +85,7 @@ class ProcessEngine:
         # A fork would copy threads' locks (HDF5, BLAS, progress bars) in whatever state they are.
         context = multiprocessing.get_context("spawn")
         waiting = iter(list(left.items()))
+        others = multiprocessing.active_children()
         with ProcessPoolExecutor(self.workers, mp_context=context) as pool:
             running: dict[Future[Result], int] = {}
             try:
@@ -91,16 +94,37 @@ class ProcessEngine:
                         entry = next(waiting, None)
                         if entry is None:
                             break
-                        running[pool.submit(function, entry[1])] = entry[0]
+                        with _interrupts_blocked():  # by what starts a worker, so that it inherits it
+                            future = pool.submit(function, entry[1])
+                        running[future] = entry[0]
                     if not running:
                         return
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
                         yield running.pop(future), future.result()
-            except BaseException:
+            except Exception:
                 for future in running:
                     future.cancel()
                 raise
+            except BaseException:
+                # Ctrl-C: parts in flight would take minutes, and are made again anyway.
+                for process in multiprocessing.active_children():
+                    if process not in others:
+                        process.terminate()
+                raise
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Keep Ctrl-C, which a terminal sends to all processes, from the workers: this process ends them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class DaskEngine:

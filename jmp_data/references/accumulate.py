@@ -17,7 +17,7 @@ from jmp_data.schema import Block
 NUM_ELEMENTS = 119
 _SUMS = (
     *("structures", "atoms", "element_atoms", "element_structures", "with_energy", "energy_sum", "energy_square"),
-    *("gram", "moment", "force_components", "force_square"),
+    *("energy_atoms", "gram", "moment", "force_components", "force_square"),
 )
 
 
@@ -41,6 +41,7 @@ class StatisticsAccumulator:
         self.with_energy = 0
         self.energy_sum = 0.0
         self.energy_square = 0.0
+        self.energy_atoms = np.zeros(NUM_ELEMENTS, np.int64)
         self.gram = np.zeros((NUM_ELEMENTS, NUM_ELEMENTS))
         self.moment = np.zeros(NUM_ELEMENTS)
         self.force_components = 0
@@ -70,6 +71,7 @@ class StatisticsAccumulator:
         self.with_energy += int(known.sum())
         self.energy_sum += float(energy.sum())
         self.energy_square += float(energy @ energy)
+        self.energy_atoms += counts.sum(axis=0).astype(np.int64)
         self.gram += counts.T @ counts
         self.moment += counts.T @ energy
 
@@ -98,6 +100,7 @@ class StatisticsAccumulator:
             "elements": present.tolist(),
             "element_atoms": self.element_atoms[present].tolist(),
             "element_structures": self.element_structures[present].tolist(),
+            "energy_atoms": self.energy_atoms[present].tolist(),
             "gram": self.gram[np.ix_(present, present)].tolist(),
             "moment": self.moment[present].tolist(),
         }
@@ -110,7 +113,7 @@ class StatisticsAccumulator:
         for name, value in entry.items():
             if name == "gram":
                 total.gram[np.ix_(present, present)] = np.asarray(value).reshape(len(present), len(present))
-            elif name in ("element_atoms", "element_structures", "moment"):
+            elif name in ("element_atoms", "element_structures", "energy_atoms", "moment"):
                 getattr(total, name)[present] = value
             elif name != "elements":
                 setattr(total, name, value)

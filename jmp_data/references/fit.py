@@ -32,7 +32,7 @@ def _residual_moments(total: StatisticsAccumulator, coefficients: npt.NDArray[np
     # Extended precision: the sum of squares is about 1e8 times its residual.
     c, gram, moment = (np.asarray(x, np.longdouble) for x in (coefficients, total.gram, total.moment))
     square = np.longdouble(total.energy_square) - 2 * (c @ moment) + c @ gram @ c
-    mean = (np.longdouble(total.energy_sum) - c @ total.element_atoms) / total.with_energy
+    mean = (np.longdouble(total.energy_sum) - c @ total.energy_atoms) / total.with_energy
     return float(mean), math.sqrt(max(0.0, float(square / total.with_energy - mean * mean)))
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TAG = 2
 MAX_ATOMIC_NUMBER = 118
+_TARGET_KINDS = "iufbcU"  # NumPy's letters for numbers, flags and text
 
 
 def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -58,7 +59,8 @@ class Structure:
         tags: (natoms,) uint8; defaults to 2 (molecules and bulk crystals).
         fixed: (natoms,) bool; defaults to all free.
         source_id: raw file and record that this came from.
-        targets: further labels by name, any shape; `stress` is (3, 3) eV/Å³ with ASE's sign.
+        targets: further labels by name, any shape; `stress` is (3, 3) eV/Å³ with ASE's sign. Text is carried to and
+            from ASE, but not written to shards.
 
     Raises:
         InvalidStructureError: wrong shapes, non-finite values, atomic numbers outside 1 to 118, periodic without
@@ -161,7 +163,7 @@ class Structure:
     def from_ase(cls, atoms: Atoms, *, source_id: str | None = None) -> Structure:
         """Read geometry, tags, FixAtoms and calculator results; forces are raw, without ASE's constraint zeroing.
 
-        Per-atom arrays and `info` entries that are numbers become targets.
+        Per-atom arrays and `info` entries become targets where they are numbers or text; other objects do not.
 
         Raises:
             InvalidStructureError: the atoms break the schema.
@@ -183,7 +185,7 @@ class Structure:
         energy, forces = results.pop("energy", None), results.pop("forces", None)
         extra = {name: value for name, value in atoms.arrays.items() if name not in ("numbers", "positions", "tags")}
         for name, value in {**atoms.info, **extra, **results}.items():
-            if name != "source_id" and value is not None and np.asarray(value).dtype.kind in "iufb":
+            if name != "source_id" and value is not None and np.asarray(value).dtype.kind in _TARGET_KINDS:
                 targets[name] = np.asarray(value)
         has_cell = bool(atoms.cell.array.any())
         return cls(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -22,28 +23,34 @@ from jmp_data.shards.manifest import MANIFEST_NAME
 from jmp_data.shards.staging import BUILD_FOLDER, PartRecord, finish_part, stage_shards
 
 _CHUNK = 1024
+_STORED_KINDS = "iufb"
 
 
 def infer_schema(structures: Iterable[Structure]) -> Schema:
     """The columns that hold every target of the given structures.
 
     Energy, forces and stress are the standard fields. Another target is atom-level where its first axis is `natoms`
-    in all structures and not constant, structure-level otherwise.
+    in all structures and not constant, structure-level otherwise. Text is left out, with a warning.
 
     Raises:
         InvalidStructureError: a target changes its shape between structures.
     """
     shapes: dict[str, set[tuple[int, tuple[int, ...]]]] = {}
     dtypes: dict[str, np.dtype[np.generic]] = {}
-    standard = set()
+    standard, left_out = set(), set()
     for structure in structures:
         if structure.energy is not None:
             standard.add("energy")
         if structure.forces is not None:
             standard.add("forces")
         for name, value in structure.targets.items():
+            if value.dtype.kind not in _STORED_KINDS:
+                left_out.add(name)
+                continue
             shapes.setdefault(name, set()).add((structure.natoms, value.shape))
             dtypes[name] = np.result_type(dtypes.get(name, value.dtype), value.dtype)
+    if left_out:
+        warnings.warn(f"shards hold real numbers: {', '.join(sorted(left_out))} not written", stacklevel=3)
     fields = [STANDARD_TARGETS[name] for name in ("energy", "forces") if name in standard]
     for name, seen in shapes.items():
         if name in STANDARD_TARGETS:

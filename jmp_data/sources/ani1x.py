@@ -58,8 +58,11 @@ class ANI1x:
 
     def splits(self, raw: Path) -> tuple[str, ...]:
         """The splits that the formulas in the file fall into."""
-        with open_hdf5(find_file(raw, [FILE_NAME], self.name)) as file:
+        path = find_file(raw, [FILE_NAME], self.name)
+        with open_hdf5(path) as file:
             splits = _assign_splits(list(file))
+        if not splits:
+            raise RawFileError(f"{path}: has no groups, one for each formula; get the file again")
         return tuple(split for split in _SPLITS if split in splits.values())
 
     def plan(self, raw: Path, split: str) -> SplitPlan:

@@ -155,15 +155,19 @@ def check_frames(group: h5py.Group, path: Path, keys: Sequence[str]) -> tuple[in
         keys: names of atomic numbers (natoms,), positions (n, natoms, 3), energies (n,) and forces (n, natoms, 3).
 
     Raises:
-        RawFileError: a data set is missing or has another shape.
+        RawFileError: a data set is missing, holds no numbers or has another shape.
     """
     try:
         # Ten thousand groups of four data sets: the high-level interface takes several times as long.
-        numbers, positions, energy, forces = (h5d.open(group.id, key.encode()).shape for key in keys)
+        datasets = [h5d.open(group.id, key.encode()) for key in keys]
     except KeyError:
         missing = ", ".join(key for key in keys if key not in group)
         found = ", ".join(group) or "nothing"
         raise RawFileError(f"{path}: group {group.name} lacks {missing}; it has {found}") from None
+    textual = [f"{key} {each.dtype}" for key, each in zip(keys, datasets, strict=True) if each.dtype.kind not in "iuf"]
+    if textual:
+        raise RawFileError(f"{path}: group {group.name} holds other things than numbers: {', '.join(textual)}")
+    numbers, positions, energy, forces = (each.shape for each in datasets)
     if len(positions) != 3 or (positions[1:], energy, forces) != ((*numbers, 3), positions[:1], positions):
         shapes = ", ".join(f"{key} {group[key].shape}" for key in keys)
         raise RawFileError(f"{path}: group {group.name} has shapes that do not fit together: {shapes}")

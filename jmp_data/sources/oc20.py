@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jmp_data.errors import ManifestError, MissingFileError, RawFileError
+from jmp_data.raw.safe_archive import extract
 from jmp_data.schema import Field, Schema
 from jmp_data.schema.fields import ENERGY, FORCES
 from jmp_data.schema.units import CODATA_2014, ConstantSet
@@ -33,6 +34,7 @@ TRAIN_SETS = ("train_all", "train_20M", "train_2M", "train_200K")
 VALIDATION_SETS = ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both")
 MAX_STRUCTURES_PER_PART = 30_000
 
+_ARCHIVE = re.compile(r"s2ef_(\w+)\.tar")
 _NUMBERED = re.compile(r"(\d+)\.(extxyz|txt)\.xz")
 
 
@@ -53,10 +55,16 @@ class OC20:
         return (*train, *(name for name in VALIDATION_SETS if name in found))
 
     def plan(self, raw: Path, split: str) -> SplitPlan:
-        """Parts of a split: `train`, `val` (for `val_id`), or a published set by its name, such as `train_2M`."""
+        """Parts of a split: `train`, `val` (for `val_id`), or a published set by its name, such as `train_2M`.
+
+        A set that is there as the published `.tar` alone is unpacked beside it first.
+        """
         found = _find_sets(raw)
-        folder, split, notes = _choose_set(found, split, raw)
-        pairs = _find_pairs(folder)
+        place, split, notes = _choose_set(found, split, raw)
+        if place.is_file():
+            extract(place, place.parent)
+            place = _choose_set(_find_sets(raw), split, raw)[0]
+        pairs = _find_pairs(place)
         counts = _count_systems([texts for _, texts in pairs])
         parts: list[Part] = []
         members: list[str] = []
@@ -78,9 +86,17 @@ class OC20:
 
 
 def _find_sets(raw: Path) -> dict[str, Path]:
-    """Set name → the folder with its numbered files; the published folders are doubled (`name/name/`)."""
+    """Set name → the folder with its numbered files, or its `.tar` where there is no such folder.
+
+    The published folders are doubled (`name/name/`).
+    """
     found: dict[str, Path] = {}
+    packed: dict[str, Path] = {}
     for folder, _, files in walk_folders(raw):
+        for file in files:
+            match = _ARCHIVE.fullmatch(file)
+            if match and match[1] in (*TRAIN_SETS, *VALIDATION_SETS):
+                packed[match[1]] = folder / file
         published = folder.absolute().name  # the raw folder itself may be one, given as a relative path
         name = published.removeprefix("s2ef_")
         if published == name or name not in (*TRAIN_SETS, *VALIDATION_SETS):
@@ -89,12 +105,12 @@ def _find_sets(raw: Path) -> dict[str, Path]:
             if name in found:
                 raise RawFileError(f"oc20: found {found[name]} and {folder}; remove one, or point --raw at one")
             found[name] = folder
-    if not found:
+    if not found and not packed:
         raise MissingFileError(
-            f"oc20: no s2ef_train_200K, _2M, _20M, _all or s2ef_val_* folder with N.extxyz.xz files below {raw}; "
-            "run `jmp-data download oc20`, or unpack the published .tar files there"
+            f"oc20: no s2ef_train_200K, _2M, _20M, _all or s2ef_val_* folder with N.extxyz.xz files below {raw}, "
+            "nor the .tar of one; run `jmp-data download oc20`"
         )
-    return found
+    return packed | found
 
 
 def _choose_set(found: dict[str, Path], split: str, raw: Path) -> tuple[Path, str, tuple[str, ...]]:

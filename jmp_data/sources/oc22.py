@@ -19,6 +19,7 @@ import numpy.typing as npt
 from jmp_data.errors import ManifestError, MissingFileError, RawFileError, UnsafePickleError
 from jmp_data.raw.lmdb_records import LmdbRecords, open_lmdb
 from jmp_data.raw.restricted_pickle import load_record
+from jmp_data.raw.safe_archive import extract
 from jmp_data.schema import Block, Schema
 from jmp_data.schema.structure import MAX_ATOMIC_NUMBER
 from jmp_data.schema.units import CODATA_2014, ConstantSet
@@ -28,6 +29,7 @@ from jmp_data.sources.raw_files import relative, walk_folders
 Array = npt.NDArray[Any]
 
 FOLDER = "s2ef-total"
+ARCHIVE = "s2ef_total_train_val_test_lmdbs.tar.gz"
 SPLITS = ("train", "val_id", "val_ood")
 MAX_STRUCTURES_PER_PART = 30_000
 RECORDS_PER_BLOCK = 2_500
@@ -48,8 +50,11 @@ class OC22:
         self.constants = constants  # the files are in eV and Å already
 
     def splits(self, raw: Path) -> tuple[str, ...]:
-        """The labelled splits that are there; the test sets have no labels and are not among them."""
-        found = _find_splits(raw)
+        """The labelled splits that are there; the test sets have no labels and are not among them.
+
+        Where only the published archive is there, it is unpacked beside itself first.
+        """
+        found = _find_splits(raw, unpack=True)
         return tuple(split for split in SPLITS if split in found)
 
     def plan(self, raw: Path, split: str) -> SplitPlan:
@@ -58,7 +63,7 @@ class OC22:
         if split not in SPLITS:
             unlabelled = " (test sets are published without labels)" if split.startswith("test") else ""
             raise ManifestError(f"oc22 has no split {split!r}{unlabelled}; choose from {', '.join(SPLITS)}")
-        found = _find_splits(raw)
+        found = _find_splits(raw, unpack=True)
         if split not in found:
             raise MissingFileError(f"oc22: no {FOLDER}/{split}/*.lmdb below {raw}; it holds {', '.join(found)}")
         parts: list[Part] = []
@@ -84,9 +89,12 @@ class OC22:
                 yield from gathered.block(self.schema)
 
 
-def _find_splits(raw: Path) -> dict[str, list[Path]]:
+def _find_splits(raw: Path, *, unpack: bool) -> dict[str, list[Path]]:
+    """Split → its LMDB files."""
     found: dict[str, list[Path]] = {}
+    archives: list[Path] = []
     for folder, _, files in walk_folders(raw):
+        archives += [folder / name for name in files if name == ARCHIVE]
         databases = [folder / name for name in files if name.endswith(".lmdb")]
         published = folder.absolute()  # the raw folder itself may be one, given as a relative path
         split = published.name
@@ -96,9 +104,12 @@ def _find_splits(raw: Path) -> dict[str, list[Path]]:
             raise RawFileError(f"oc22: found {found[split][0].parent} and {folder}; remove one, or point --raw at one")
         found[split] = databases
     if not any(split in found for split in SPLITS):
+        if archives and unpack:
+            extract(archives[0], archives[0].parent)
+            return _find_splits(raw, unpack=False)
         raise MissingFileError(
-            f"oc22: no {FOLDER}/train, val_id or val_ood folder with *.lmdb files below {raw}; "
-            "run `jmp-data download oc22`, or unpack s2ef_total_train_val_test_lmdbs.tar.gz there"
+            f"oc22: no {FOLDER}/train, val_id or val_ood folder with *.lmdb files, nor {ARCHIVE}, below {raw}; "
+            "run `jmp-data download oc22`"
         )
     return found
 

@@ -18,7 +18,8 @@ MAX_DEPTH = 8
 def walk_folders(raw: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Every folder below `raw` once, links followed: path, sorted names of its folders, sorted names of its files.
 
-    Removing names from the yielded folder list keeps the walk out of them.
+    Removing names from the yielded folder list keeps the walk out of them. Hidden folders are left out: an interrupted
+    unpacking leaves parts of sets in one.
 
     Raises:
         MissingFileError: `raw` is not a folder.
@@ -33,7 +34,7 @@ def walk_folders(raw: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
             names.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        names.sort()
+        names[:] = sorted(each for each in names if not each.startswith("."))
         yield folder, names, sorted(files)
 
 

@@ -79,7 +79,7 @@ class Transition1x:
             for formula, reaction in part.selection:
                 name = f"{part.split}/{formula}/{reaction}"
                 try:
-                    sets = _read_reaction(file[name], path.name, name)
+                    sets = _read_reaction(file[name], path, name)
                 except (OSError, KeyError) as error:
                     raise RawFileError(f"{path}: {name} cannot be read ({error}); get the file again") from error
                 kept, found = _without_repeats(sets)
@@ -101,10 +101,12 @@ def _plan_reaction(group: h5py.Group, path: Path, formula: str, reaction: str) -
     return Unit((formula, reaction), records, records * natoms)
 
 
-def _read_reaction(group: h5py.Group, file: str, name: str) -> list[GroupFrames]:
+def _read_reaction(group: h5py.Group, path: Path, name: str) -> list[GroupFrames]:
     """The path, and each sub-group that is there."""
-    prefix = f"{file}#{name}"
+    prefix = f"{path.name}#{name}"
     endpoints = [endpoint for endpoint in ENDPOINTS if endpoint in group]
+    for endpoint in endpoints:
+        check_frames(group[endpoint], path, _KEYS)
     return [_read_frames(group, prefix), *(_read_frames(group[each], f"{prefix}/{each}") for each in endpoints)]
 
 

@@ -44,8 +44,9 @@ def read_xz(path: Path) -> XzText:
     size, position, decompressor = 0, 0, lzma.LZMADecompressor(lzma.FORMAT_XZ)
     try:
         while position < len(packed):
-            if decompressor.eof:  # a file may hold several streams one after another
-                if not bytes(packed[position:]).strip(b"\0"):
+            if decompressor.eof:  # a file may hold several streams one after another, with zeros between and behind
+                position = len(packed) - len(bytes(packed[position:]).lstrip(b"\0"))
+                if position == len(packed):
                     break
                 decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ)
             piece = decompressor.decompress(packed[position : position + _CHUNK])

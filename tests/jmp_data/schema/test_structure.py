@@ -5,6 +5,7 @@ import pytest
 from ase import Atoms
 from ase.build import add_adsorbate, bulk, fcc111, molecule
 from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,6 +67,55 @@ def test_random_round_trip(seed: int, natoms: int) -> None:
     structure = random_structure(np.random.default_rng(seed), natoms)
     assert_same_structure(structure, Structure.from_ase(structure.to_ase()))
     assert_same_structure(structure, pickle.loads(pickle.dumps(structure)))
+
+
+@given(
+    seed=st.integers(0, 2**31), natoms=st.integers(2, 12), pbc=st.tuples(st.booleans(), st.booleans(), st.booleans())
+)
+def test_atoms_come_back_from_a_structure(seed: int, natoms: int, pbc: tuple[bool, bool, bool]) -> None:
+    rng = np.random.default_rng(seed)
+    atoms = Atoms(
+        numbers=rng.integers(1, 119, natoms),
+        positions=rng.normal(scale=5, size=(natoms, 3)),
+        cell=np.eye(3) * 8 + rng.normal(size=(3, 3)),
+        pbc=pbc,
+        tags=rng.integers(0, 3, natoms),
+        magmoms=rng.normal(size=natoms),
+    )
+    fixed = np.flatnonzero(rng.integers(0, 2, natoms))
+    if len(fixed):
+        atoms.set_constraint(FixAtoms(indices=fixed))
+    atoms.calc = SinglePointCalculator(
+        atoms,
+        energy=float(rng.normal()),
+        free_energy=float(rng.normal()),
+        forces=rng.normal(size=(natoms, 3)),
+        stress=rng.normal(size=6),
+        dipole=rng.normal(size=3),
+        charges=rng.normal(size=natoms),
+    )
+    atoms.info |= {
+        "gap": 1.5,
+        "converged": True,
+        "frame": 7,
+        "config_type": "slab",
+        "miller": np.array([1, 1, 0, 2] * 4),
+    }
+    atoms.set_array("hirshfeld", rng.normal(size=(natoms, 2)))
+    back = Structure.from_ase(atoms, source_id="here").to_ase()
+    assert back == atoms  # numbers, positions, cell, pbc
+    np.testing.assert_array_equal(back.get_tags(), atoms.get_tags())
+    assert [each.todict() for each in back.constraints] == [each.todict() for each in atoms.constraints]
+    assert set(back.calc.results) == set(atoms.calc.results)
+    for name, value in atoms.calc.results.items():
+        np.testing.assert_array_equal(back.calc.results[name], value, err_msg=name)
+    assert set(back.arrays) == set(atoms.arrays)
+    for name, array in atoms.arrays.items():
+        np.testing.assert_array_equal(back.arrays[name], array, err_msg=name)
+    assert back.info.pop("source_id") == "here"
+    assert set(back.info) == set(atoms.info)
+    for name, value in atoms.info.items():
+        np.testing.assert_array_equal(back.info[name], value, err_msg=name)
 
 
 def test_arrays_are_read_only() -> None:
