@@ -12,11 +12,11 @@ from jmp_data.errors import ManifestError
 from jmp_model.experiments.compare import as_markdown, compare, write_results
 from jmp_model.experiments.run import Experiment, Outcome, Watchers, with_changes
 from jmp_model.experiments.runs import ExperimentStoppedError, read_summary, run_all_finetunings
-from jmp_model.experiments.spec import ExperimentSpec, load_experiment
+from jmp_model.experiments.spec import ExperimentSpec, experiment_names, load_experiment
 from tests.jmp_model.finetune.small_tasks import force_task, write_splits
 from tests.jmp_model.train.small_runs import SMALLEST, write_mixture
 
-SHIPPED = ("scratch_or_fine_tuned", "force_loss", "temperature", "leave_one_out", "overlap", "heads", "size_ladder")
+SHIPPED = experiment_names()
 CPU = {"hardware.accelerator": "cpu", "hardware.devices": 1, "model_changes": SMALLEST, "scale_batches": 2}
 
 
