@@ -57,15 +57,18 @@ def experiment(
         return
     spec = with_changes(load_experiment(name), model=model, seeds=_parse_seeds(seeds))
     folder = out_dir or Path("experiments") / Path(name).stem
-    found = Experiment(
+    planned = Experiment(
         spec,
-        data=data or prepare_demo_data(DEMO_FOLDER, message=_message),
+        data=data or DEMO_FOLDER / "shards",
         out=folder,
         overrides=set_values or (),
         checkpoints=_parse_starts(start or ()),
         workers=workers,
         watchers=Watchers(message=_message),
-    ).run()
+    )
+    if data is None:
+        prepare_demo_data(DEMO_FOLDER, message=_message)
+    found = planned.run()
     comparisons = compare(spec, found)
     files = write_results(folder, spec, found, comparisons)
     if as_json:
