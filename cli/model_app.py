@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import model_evaluate, model_tools, model_train, model_use
+from . import model_evaluate, model_experiment, model_tools, model_train, model_use
 from .console import run_app
 
 app = typer.Typer(
@@ -14,7 +14,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (model_train, model_evaluate, model_use, model_tools):
+for module in (model_train, model_evaluate, model_use, model_experiment, model_tools):
     module.register(app)
 
 

@@ -26,7 +26,7 @@ from jmp_data.errors import RawFileError
 
 Progress = Callable[[str, int, int], None]
 DESCRIPTION = "demo.json"
-_FORMAT = 1  # raise it when the same seed and scale would give other structures
+_FORMAT = 2  # raise it when the same seed and scale would give other structures
 _NOTE = "Synthetic demo data in the published layout of this data set. It holds no structure of the data set itself."
 _MOST_WORKERS = 8
 # Workers already fill the cores. NumPy reads these when it is loaded, before an initializer could set them, and a

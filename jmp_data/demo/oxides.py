@@ -22,7 +22,7 @@ _VACUUM = 11.0  # Å on either side; more costs no time, for the lattice sums sh
 _CLEARANCE = 1.9  # Å
 _RATTLE = 0.08  # Å
 _OXYGEN = 8
-_FRAMES_PER_SYSTEM = 8
+_FRAMES_PER_SYSTEM = 4  # many systems with few frames each teach more than few with many
 
 
 def relax_oxides(count: int, first_system: int, seed: Sequence[int]) -> list[LabelledFrame]:

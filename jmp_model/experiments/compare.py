@@ -1,4 +1,4 @@
-"""Tables and pictures of an experiment: mean and spread over seeds, and improvement over the baseline, seed by seed."""
+"""Tables of an experiment: mean and spread over seeds, and improvement over the baseline, seed by seed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
+from jmp_model.experiments.pictures import draw_results
 from jmp_model.experiments.run import Outcome
 from jmp_model.experiments.spec import ExperimentSpec
 
@@ -26,6 +24,7 @@ class Comparison:
         unit: of the values.
         values: one per seed.
         improvements: 1 − value / baseline's value with the same seed; empty for the baseline itself.
+        base_lr: learning rate of fine-tuning; None where only pre-training is compared.
     """
 
     variant: str
@@ -33,6 +32,7 @@ class Comparison:
     unit: str
     values: tuple[float, ...]
     improvements: tuple[float, ...]
+    base_lr: float | None = None
 
     @property
     def mean(self) -> float:
@@ -68,56 +68,74 @@ def compare(spec: ExperimentSpec, outcomes: Sequence[Outcome]) -> list[Compariso
             improvements = (
                 tuple(1.0 - value / base for value, base in pairs if base) if variant != spec.baseline else ()
             )
-            found.append(
-                Comparison(variant, metric, mine[0].units[metric], tuple(value for value, _ in pairs), improvements)
-            )
+            values = tuple(value for value, _ in pairs)
+            found.append(Comparison(variant, metric, mine[0].units[metric], values, improvements, mine[0].base_lr))
     return found
 
 
-def write_results(folder: Path, spec: ExperimentSpec, comparisons: Sequence[Comparison]) -> dict[str, Path]:
-    """Write `results.md`, `results.csv` and `results.png`; returns what → file."""
+def write_results(
+    folder: Path, spec: ExperimentSpec, outcomes: Sequence[Outcome], comparisons: Sequence[Comparison]
+) -> dict[str, Path]:
+    """Write `results.md`, `results.csv` (one row a variant and metric) and `results.png`; returns what → file."""
+    folder.mkdir(parents=True, exist_ok=True)
     files = {kind: folder / f"results.{kind}" for kind in ("md", "csv", "png")}
     files["md"].write_text(as_markdown(spec, comparisons))
     with files["csv"].open("w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["variant", "metric", "unit", "mean", "spread", "improvement", "improvement_spread", "values"])
+        columns = ["variant", "metric", "unit", "mean", "spread", "improvement", "improvement_spread", "base_lr"]
+        writer.writerow([*columns, *(f"seed {seed}" for seed in spec.seeds)])
         for c in comparisons:
-            row = [c.variant, c.metric, c.unit, c.mean, c.spread, c.improvement, c.improvement_spread]
-            writer.writerow([*row, " ".join(map(str, c.values))])
-    _draw(files["png"], spec, comparisons)
+            row = [c.variant, c.metric, c.unit, c.mean, c.spread, c.improvement, c.improvement_spread, c.base_lr]
+            writer.writerow([*row, *c.values])
+    draw_results(files["png"], spec, outcomes)
     return files
 
 
+def table_rows(spec: ExperimentSpec, comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the table, as text."""
+    columns = ["variant", "metric", "mean ± spread over seeds", f"lower than {spec.baseline} by"]
+    rows = [[c.variant, c.metric, f"{_pair(c.mean, c.spread)} {c.unit}", _gain(c)] for c in comparisons]
+    if any(c.base_lr is not None for c in comparisons):
+        columns.append("learning rate")
+        rows = [[*row, f"{c.base_lr:g}"] for row, c in zip(rows, comparisons, strict=True)]
+    return columns, rows
+
+
 def as_markdown(spec: ExperimentSpec, comparisons: Sequence[Comparison]) -> str:
-    """Title, question and table."""
+    """Title, question, table and how to read it."""
+    columns, rows = table_rows(spec, comparisons)
     lines = [f"# {spec.title}", "", spec.question, ""]
-    lines += [f"| variant | metric | mean ± spread over seeds | better than {spec.baseline} by |", "|---|---|---|---|"]
-    for c in comparisons:
-        gain = "" if math.isnan(c.improvement) else f"{100 * c.improvement:.1f} ± {100 * c.improvement_spread:.1f} %"
-        lines.append(f"| {c.variant} | {c.metric} | {c.mean:.4g} ± {c.spread:.2g} {c.unit} | {gain} |")
-    seeds = max((len(c.values) for c in comparisons), default=0)
-    return "\n".join([*lines, "", f"{seeds} seeds; ± is the standard deviation over them.", ""])
+    lines += [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
+    return "\n".join([*lines, "", reading(spec), "", f"![{spec.title}](results.png)", ""])
 
 
-def _draw(path: Path, spec: ExperimentSpec, comparisons: Sequence[Comparison]) -> None:
-    metrics = list(dict.fromkeys(c.metric for c in comparisons))
-    columns = min(4, len(metrics))
-    rows = math.ceil(len(metrics) / columns)
-    figure = Figure(figsize=(3.4 * columns, 3.2 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, metric in zip(panels, metrics, strict=False):
-        chosen = [c for c in comparisons if c.metric == metric]
-        places = range(len(chosen))
-        axes.bar(places, [c.mean for c in chosen], color=["C7" if c.variant == spec.baseline else "C0" for c in chosen])
-        for place, c in zip(places, chosen, strict=True):
-            axes.scatter([place] * len(c.values), c.values, color="black", s=10, zorder=3)
-        axes.set_xticks(list(places), [c.variant for c in chosen], rotation=20, ha="right", fontsize=8)
-        axes.set_title(f"{metric} ({chosen[0].unit})", fontsize=9)
-    for axes in panels[len(metrics) :]:
-        axes.set_visible(False)
-    figure.suptitle(spec.title, fontsize=11)
-    figure.savefig(path, dpi=110)
+def reading(spec: ExperimentSpec) -> str:
+    """What the numbers of the table are."""
+    count = len(spec.seeds)
+    text = f"Errors are mean absolute errors; ± is the standard deviation over {count} seeds."
+    if count == 1:
+        text = "Errors are mean absolute errors of one seed, so there is no spread."
+    if spec.finetune is None:
+        return f"{text} They are measured on the validation splits with the averaged weights."
+    kept = "change pre-training and fine-tuning" if spec.vary == "both" else "change fine-tuning alone"
+    text += (
+        f" They are measured on the test split with the weights that were best on the validation split. Seeds {kept}."
+    )
+    if spec.model == "tiny" and spec.finetune.tiny_rates:
+        rates = ", ".join(f"{rate:g}" for rate in spec.finetune.tiny_rates)
+        text += f" Each variant took the learning rate out of {rates} that was best on the validation split."
+    return text
+
+
+def _pair(mean: float, spread: float) -> str:
+    return f"{mean:.4g}" if math.isnan(spread) else f"{mean:.4g} ± {spread:.2g}"
+
+
+def _gain(comparison: Comparison) -> str:
+    mean, spread = 100 * comparison.improvement, 100 * comparison.improvement_spread
+    if math.isnan(mean):
+        return ""
+    return f"{mean:.1f} %" if math.isnan(spread) else f"{mean:.1f} ± {spread:.1f} %"
 
 
 def _stdev(values: Sequence[float]) -> float:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from jmp_model.train.config import parse_settings, read_recipe
+from jmp_data.errors import ManifestError
+from jmp_model.train.config import parse_settings, read_recipe, recipe_names
 
 
 class _Section(BaseModel):
@@ -42,6 +43,12 @@ class FinetuneSpec(_Section):
 
     task: str
     settings: dict[str, Any] = Field(default_factory=dict)
+    """Changes to the recipe, as dotted keys."""
+    tiny: dict[str, Any] = Field(default_factory=dict)
+    """The same, for the tiny model alone: the published recipe is for models a hundred times larger."""
+    tiny_rates: tuple[float, ...] = ()
+    """Base learning rates that the tiny model may take. Each variant takes the one that gives it the lowest error on
+    the validation split with the first seed. None given: that of the recipe."""
 
 
 class Variant(_Section):
@@ -49,6 +56,8 @@ class Variant(_Section):
 
     pretrain: PretrainSpec | None = None
     """None: fine-tuning starts from scratch."""
+    width: float = Field(default=1.0, gt=0.0)
+    """Factor of the sizes of the atom and edge embeddings, of pre-training and of training from scratch."""
     finetune: dict[str, Any] = Field(default_factory=dict)
     """Changes to the experiment's fine-tuning, as dotted keys."""
 
@@ -65,6 +74,8 @@ class ExperimentSpec(_Section):
     pre-training too."""
     pretrain: dict[str, Any] = Field(default_factory=dict)
     """Pre-training settings of all variants, as dotted keys."""
+    tiny_pretrain: dict[str, Any] = Field(default_factory=dict)
+    """The same, for the tiny model alone."""
     finetune: FinetuneSpec | None = None
     """None: only pre-training is compared, by its validation errors."""
     variants: dict[str, Variant] = Field(min_length=2)
@@ -81,11 +92,23 @@ class ExperimentSpec(_Section):
         return self
 
 
+def experiment_names() -> list[str]:
+    """Names of the shipped experiments."""
+    return recipe_names("experiments")
+
+
 def load_experiment(name: str | Path) -> ExperimentSpec:
     """A shipped experiment by name, or one from a YAML file.
 
     Raises:
         ManifestError: no such experiment, or a bad one.
     """
-    shipped = not str(name).endswith((".yaml", ".yml"))
-    return parse_settings(ExperimentSpec, read_recipe(f"experiments/{name}" if shipped else name), where=str(name))
+    if str(name).endswith((".yaml", ".yml")):
+        recipe: str | Path = name
+    elif str(name) in experiment_names():
+        recipe = f"experiments/{name}"
+    else:
+        raise ManifestError(
+            f"no experiment {str(name)!r}: choose one of {', '.join(experiment_names())}, or a YAML file"
+        )
+    return parse_settings(ExperimentSpec, read_recipe(recipe), where=str(name))

@@ -226,6 +226,12 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     return settings
 
 
+def recipe_names(folder: str) -> list[str]:
+    """Names of the recipes that ship in a folder of recipes, sorted."""
+    found = [entry for root in _recipe_folders() if (root / folder).is_dir() for entry in (root / folder).iterdir()]
+    return sorted({entry.name.removesuffix(".yaml") for entry in found if entry.name.endswith(".yaml")})
+
+
 def _recipe_folders() -> list[Any]:
     """Package data of an installed wheel, or the folder of a checkout."""
     checkout = Path(__file__).resolve().parents[2] / "recipes"

@@ -93,9 +93,9 @@ def graph_settings(mixture: Mixture, entries: Mapping[str, GraphEntry]) -> Graph
     """What the stream should build: "auto", or settings for every data set if the recipe names any.
 
     Raises:
-        ManifestError: an entry names a data set that is not in the mixture.
+        ManifestError: an entry names a data set that is not in the mixture, unless it is one of the published four.
     """
-    unknown = sorted(set(entries) - set(mixture.names))
+    unknown = sorted(set(entries) - set(mixture.names) - set(TargetSettings().force_weights))
     if unknown:
         raise ManifestError(f"data.graphs names {', '.join(unknown)}; the mixture holds {', '.join(mixture.names)}")
     if not entries:

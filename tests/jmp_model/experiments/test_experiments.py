@@ -10,12 +10,13 @@ import pytest
 
 from jmp_data.errors import ManifestError
 from jmp_model.experiments.compare import as_markdown, compare, write_results
-from jmp_model.experiments.run import Experiment, Outcome, Watchers
-from jmp_model.experiments.spec import ExperimentSpec, load_experiment
+from jmp_model.experiments.run import Experiment, Outcome, Watchers, with_changes
+from jmp_model.experiments.runs import ExperimentStoppedError, read_summary, run_all_finetunings
+from jmp_model.experiments.spec import ExperimentSpec, experiment_names, load_experiment
 from tests.jmp_model.finetune.small_tasks import force_task, write_splits
 from tests.jmp_model.train.small_runs import SMALLEST, write_mixture
 
-SHIPPED = ("scratch_or_fine_tuned", "force_loss", "temperature", "leave_one_out", "overlap", "heads", "size_ladder")
+SHIPPED = experiment_names()
 CPU = {"hardware.accelerator": "cpu", "hardware.devices": 1, "model_changes": SMALLEST, "scale_batches": 2}
 
 
@@ -35,7 +36,7 @@ def make_spec(tmp_path: Path, **changes) -> ExperimentSpec:
         "question": "Does it run?",
         "baseline": "scratch",
         "seeds": [0, 1],
-        "pretrain": {**CPU, "schedule.steps": 2, "data.batch_size": 4},
+        "pretrain": {**CPU, "schedule.steps": 2, "data.batch_size": 4, "data.graphs": {}},
         "finetune": {"task": str(task), "settings": {**CPU, "schedule.max_steps": 2, "report": False}},
         "variants": {"scratch": {}, "tuned": {"pretrain": mix}},
     }
@@ -50,7 +51,7 @@ def test_shipped_experiments_are_whole(name: str) -> None:
 
 
 def test_unknown_experiment() -> None:
-    with pytest.raises(ManifestError, match="no recipe 'experiments/nothing'"):
+    with pytest.raises(ManifestError, match="no experiment 'nothing': choose one of force_loss"):
         load_experiment("nothing")
 
 
@@ -75,7 +76,7 @@ def test_a_finished_pretraining_can_be_given(data: Path, tmp_path: Path) -> None
     second = Experiment(spec, data=data, out=tmp_path / "second", checkpoints={"tuned": run})
     assert second.run() == first.run()
     assert not (tmp_path / "second" / "pretraining").exists()
-    with pytest.raises(ManifestError, match="no variant 'other'"):
+    with pytest.raises(ManifestError, match="no variant 'other' that is pre-trained; the experiment has tuned"):
         Experiment(spec, data=data, out=tmp_path / "third", checkpoints={"other": run})
 
 
@@ -109,10 +110,80 @@ def test_comparison_by_hand(tmp_path: Path) -> None:
     assert (rows["scratch"].mean, rows["scratch"].improvements) == (pytest.approx(700 / 3), ())
     text = as_markdown(spec, list(rows.values()))
     assert "| tuned | forces | 133.3 ± 76 meV/Å | 41.7 ± 14.4 % |" in text
-    files = write_results(tmp_path, spec, list(rows.values()))
+    files = write_results(tmp_path, spec, outcomes, list(rows.values()))
     assert files["png"].stat().st_size > 5000
     with files["csv"].open() as stream:
         assert [row["variant"] for row in csv.DictReader(stream)] == ["scratch", "tuned"]
+
+
+def test_each_variant_takes_the_rate_that_is_best_on_validation(data: Path, tmp_path: Path) -> None:
+    spec = make_spec(tmp_path)
+    assert spec.finetune is not None
+    rated = spec.finetune.model_copy(update={"tiny_rates": (1e-9, 3e-3)})
+    lines: list[str] = []
+    chosen = spec.model_copy(update={"finetune": rated})
+    outcomes = Experiment(chosen, data=data, out=tmp_path / "out", watchers=Watchers(message=lines.append)).run()
+    for variant in spec.variants:
+        tried = [read_summary(run) for run in (tmp_path / "out" / "finetuning").glob(f"{variant}-seed0-*")]
+        errors = sorted(summary["validation"]["forces"] for summary in tried if summary)
+        mine = [outcome for outcome in outcomes if outcome.variant == variant]
+        assert len(errors) == 2
+        assert min(error for _, error in mine[0].curve) == pytest.approx(errors[0])
+        assert len({outcome.base_lr for outcome in mine}) == 1
+    assert len([line for line in lines if "by validation" in line]) == 2
+
+
+def test_other_settings_make_other_runs(data: Path, tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, seeds=[0])
+    first = Experiment(spec, data=data, out=tmp_path / "out").run()
+    second = Experiment(spec, data=data, out=tmp_path / "out", overrides=["schedule.max_steps=3"]).run()
+    third = Experiment(spec, data=data, out=tmp_path / "out", overrides=["pretrain:schedule.steps=3"]).run()
+    assert first[0].curve[-1][0] == 2
+    assert second[0].curve[-1][0] == 3
+    assert third[0] == first[0]
+    assert third[1] != first[1]
+
+
+def test_runs_in_other_processes_give_the_same(data: Path, tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, seeds=[0])
+    alone = Experiment(spec, data=data, out=tmp_path / "alone").run()
+    together = Experiment(spec, data=data, out=tmp_path / "together", workers=2).run()
+    for one, other in zip(alone, together, strict=True):
+        assert one.metrics["forces"] == pytest.approx(other.metrics["forces"], rel=1e-4)
+
+
+def test_an_interrupted_run_stops_the_experiment_and_is_gone_on_with(data: Path, tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, seeds=[0])
+    with pytest.raises(ExperimentStoppedError, match="the same command goes on from there"):
+        Experiment(spec, data=data, out=tmp_path / "out", overrides=["hardware.max_hours=1e-9"]).run()
+    assert [o.curve[-1][0] for o in Experiment(spec, data=data, out=tmp_path / "out").run()] == [2, 2]
+
+
+def test_nothing_to_run_needs_no_processes() -> None:
+    assert run_all_finetunings([], workers=2) == []
+
+
+def test_width_changes_pretraining_and_scratch_alike(data: Path, tmp_path: Path) -> None:
+    both = {"datasets": ["molecules", "metals"]}
+    changes = {name: value for name, value in CPU.items() if name != "model_changes"}
+    settings = {**changes, "schedule.max_steps": 1, "report": False}
+    spec = make_spec(
+        tmp_path,
+        seeds=[0],
+        pretrain={**changes, "schedule.steps": 1, "data.batch_size": 4, "data.graphs": {}},
+        finetune={"task": str(tmp_path / "task.yaml"), "settings": settings},
+        variants={"scratch": {"width": 0.25}, "tuned": {"width": 0.25, "pretrain": {"mix": both}}},
+    )
+    Experiment(spec, data=data, out=tmp_path / "out").run()
+    models = [read_summary(run) for run in (tmp_path / "out" / "finetuning").iterdir()]
+    assert [summary["model"]["emb_size_edge"] for summary in models if summary] == [16, 16]
+
+
+def test_other_model_and_seeds() -> None:
+    spec = with_changes(load_experiment("temperature"), model="small", seeds=[4, 5])
+    assert (spec.model, spec.seeds) == ("small", (4, 5))
+    with pytest.raises(ValueError, match="at least one seed"):
+        with_changes(spec, seeds=[])
 
 
 @pytest.mark.parametrize(
