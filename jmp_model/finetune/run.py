@@ -24,6 +24,7 @@ from jmp_model.finetune.watcher import FinetuneWatcher
 from jmp_model.heads.force_scale import ForceScale
 from jmp_model.model import FineTuningModel, shared_basis_divisors
 from jmp_model.train.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors
+from jmp_model.train.distributed import compiled
 from jmp_model.train.ema import WeightAverage
 from jmp_model.train.sharding import whole
 
@@ -194,7 +195,7 @@ def _build_step(
     o = config.optimizer
     if module.forces_from_gradient and getattr(fabric.strategy.precision, "scaler", None) is not None:
         module.force_scale = ForceScale()
-    forward = fabric.setup_module(torch.compile(module, dynamic=True) if config.hardware.compile else module)
+    forward = fabric.setup_module(compiled(module) if config.hardware.compile else module)
     parameters = dict(module.named_parameters())
     optimizer = torch.optim.AdamW(
         [{"params": [parameters[name] for name in group.parameters]} for group in groups],
