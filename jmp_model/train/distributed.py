@@ -37,6 +37,16 @@ def build_fabric(settings: HardwareSettings) -> Fabric:
     )
 
 
+def compiled(module: nn.Module) -> Any:
+    """The module through `torch.compile`, for sizes that change from batch to batch.
+
+    What the compiler cannot translate runs as it is, with a warning from torch: its C++ code for CPUs does not always
+    build, and a run should not end for that.
+    """
+    torch._dynamo.config.suppress_errors = True
+    return torch.compile(module, dynamic=True)
+
+
 def _strategy(settings: HardwareSettings, devices: int | str, nodes: int) -> Any:
     if settings.strategy == "fsdp":
         world_size = _world_size(devices, nodes)

@@ -29,6 +29,7 @@ from jmp_model.train.data import (
     validation_sets,
     validation_stream,
 )
+from jmp_model.train.distributed import compiled
 from jmp_model.train.ema import WeightAverage
 from jmp_model.train.optimizer import build_adamw
 from jmp_model.train.progress import Watcher
@@ -110,7 +111,7 @@ def prepare(config: PretrainConfig, fabric: Fabric, *, resume: Checkpoint | None
     module = _build_model(config, mixture, resume, watcher, fabric)
     recompute_blocks(module, config.hardware.recompute)
     keep_freed_memory()
-    forward = fabric.setup_module(torch.compile(module, dynamic=True) if config.hardware.compile else module)
+    forward = fabric.setup_module(compiled(module) if config.hardware.compile else module)
     step = _build_step(config, fabric, module, forward, mixture, total_steps)
     run = Run(config, fabric, mixture, stream, validation, TargetNormalizer(normalizers), step, total_steps, 0)
     if resume is not None:

@@ -336,16 +336,39 @@ class TestBadConfigurations:
         expect_refusal(run_here("jmp", "results", place / "small"), "no finished fine-tuning run")
 
 
-@pytest.mark.slow
-def test_two_ranks_tune_as_one(place: Path, tmp_path: Path) -> None:
-    one = tune(place, tmp_path / "one", "--task", place / "forces.yaml", "--from", place / "pre", "--json")
-    assert one.code == 0, one.err
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "jmp_cli.model_app", "train", "finetune", "--root", str(place), "--out", str(tmp_path / "two")]
-    command += ["--task", str(place / "forces.yaml"), "--from", str(place / "pre"), *SHORT]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+def launch(*arguments: object, ranks: int = 2) -> None:
+    """Run `jmp` under torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command += ["-m", "jmp_cli.model_app", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    ours = [row["loss"] for row in read_rows(tmp_path / "two", "training")]
-    assert ours == pytest.approx([row["loss"] for row in read_rows(tmp_path / "one", "training")], rel=1e-3)
+
+
+def losses(out: Path) -> list[float]:
+    return [row["loss"] for row in read_rows(out, "training")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("forces", "strategy"), [("gradient", "ddp"), ("direct", "ddp"), ("direct", "fsdp")])
+def test_two_ranks_tune_as_one(place: Path, tmp_path: Path, forces: str, strategy: str) -> None:
+    common = ("train", "finetune", "--root", place, "--task", place / "forces.yaml", "--from", place / "pre")
+    common = (*common, "--forces", forces, *SHORT, "--set", "report=false")
+    one = call("jmp", *common, "--out", tmp_path / "one")
+    assert one.code == 0, one.err
+    launch(*common, "--out", tmp_path / "two", "--set", f"hardware.strategy={strategy}")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+    # Stopped on one rank, gone on with on two.
+    stopped = call("jmp", *common, "--out", tmp_path / "moved", "--set", "hardware.max_hours=1e-9")
+    assert "time limit" in stopped.out, stopped.err
+    resumed = ("--out", tmp_path / "moved", "--resume", "--set", f"hardware.strategy={strategy}")
+    launch("train", "finetune", *resumed, "--set", "hardware.max_hours=1")
+    assert losses(tmp_path / "moved") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_ranks_build_own_files_once(place: Path, tmp_path: Path) -> None:
+    data = ("--data", place / "mine.extxyz", "--from", place / "pre", "--set", "data.batch_size=4")
+    launch("train", "finetune", *data, "--out", tmp_path / "run", *SHORT)
+    assert (tmp_path / "run/report.html").exists()
+    assert len(losses(tmp_path / "run")) == 4
