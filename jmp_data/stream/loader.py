@@ -44,6 +44,7 @@ from jmp_data.stream.reading import (
     PoolFetcher,
     ThreadFetcher,
     columns_of_datasets,
+    is_remote,
 )
 from jmp_data.stream.state import StreamPosition, pack_state, unpack_state
 from jmp_data.stream.steps import Steps
@@ -86,7 +87,8 @@ class StreamLoader:
         seed: what the order depends on, besides the mixture.
         rank: which part of each global batch this loader delivers, 0 to world_size - 1.
         world_size: how many ranks share each global batch.
-        num_workers: processes that read blocks and build graphs; 0 does both in this process.
+        num_workers: processes that read blocks and build graphs; 0 does both in this process. Blocks behind a URL are
+            read by threads of this process in any case.
         max_atoms: atoms that one rank may get in one step; see `jmp_data.stream.budget`.
         max_edges: edges that one rank may get in one step; exact where the data set stores edge counts, otherwise
             counted as atoms × the neighbours that the main graph may keep.
@@ -243,8 +245,12 @@ class StreamLoader:
                     yield batch, StreamPosition(place.epoch, step, stop), edges
                 position = last
 
+    def _reading_pool(self) -> WorkerPool | None:
+        """Who reads: the workers, or None for threads, of which many more can wait for a far server."""
+        return None if is_remote(self.mixture) else self._worker_pool()
+
     def _blocks_ahead(self, order: EpochOrder, place: StreamPosition) -> BlocksAhead[Block]:
-        pool = self._worker_pool()
+        pool = self._reading_pool()
         fetcher: BlockFetcher[Block] = (
             ThreadFetcher(self.mixture, self._columns) if pool is None else PoolFetcher(self.mixture, pool)
         )
@@ -257,7 +263,7 @@ class StreamLoader:
         if self._stored is None:
             yield None
             return
-        pool, served = self._worker_pool(), self._stored.datasets.tolist()
+        pool, served = self._reading_pool(), self._stored.datasets.tolist()
         fetcher: BlockFetcher[LayerBlock | None] = (
             GraphThreadFetcher(self.mixture, served) if pool is None else GraphPoolFetcher(served, pool)
         )

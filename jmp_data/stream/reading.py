@@ -47,8 +47,8 @@ class _Threads:
 
     def __init__(self, mixture: Mixture) -> None:
         self._datasets = [member.dataset for member in mixture]
-        remote = any("://" in str(dataset.path) for dataset in self._datasets)
-        self._pool = ThreadPoolExecutor(REMOTE_THREADS if remote else LOCAL_THREADS, thread_name_prefix="jmp-blocks")
+        threads = REMOTE_THREADS if is_remote(mixture) else LOCAL_THREADS
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="jmp-blocks")
 
     def close(self) -> None:
         """Cancel what has not begun."""
@@ -138,6 +138,11 @@ class GraphPoolFetcher(_PoolTasks):
         if not self._served[dataset]:
             return _nothing
         return self._submit(ReadStoredGraphs(dataset, block), LayerBlock.from_arrays)
+
+
+def is_remote(mixture: Mixture) -> bool:
+    """Whether any data set lies behind a URL."""
+    return any("://" in str(member.dataset.path) for member in mixture)
 
 
 def columns_of_datasets(mixture: Mixture, columns: Sequence[BatchColumn]) -> list[list[str]]:

@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import pickle
 import subprocess
 import sys
@@ -6,8 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from jmp_data import open_dataset, write_dataset
+from jmp_data import StreamLoader, open_dataset, write_dataset
 from jmp_data.errors import ManifestError, MissingFileError, ShardError
 from jmp_data.shards import stores
 from jmp_data.shards.range_cache import RangeCache
@@ -134,6 +136,18 @@ def test_cache_survives_processes_that_are_killed_while_they_write(tmp_path: Pat
     assert cache.get("u", "file", 99, 0) == b"alive"
     cache.shrink()
     assert sum(path.stat().st_size for path in folder.glob("??/*")) <= 3_000_000
+
+
+def test_a_stream_over_a_bad_network_is_the_stream_from_disk(shards: Path) -> None:
+    """With graphs in a worker, dropped connections, and refusals."""
+    settings = {"batch_size": 64, "graphs": "auto", "graph_names": ["main"]}
+    expected = StreamLoader(shards / "zarr" / "train", **settings)
+    with serve(shards) as (url, trouble):
+        trouble.drop_every, trouble.fail_every, trouble.latency = 5, 7, 0.01
+        far = StreamLoader(f"{url}/zarr/train", num_workers=1, **settings)
+        for batch, other in zip(itertools.islice(far, 6), expected, strict=False):
+            assert all(torch.equal(batch[key], other[key]) for key in other.to_dict())
+        far.close()
 
 
 def test_an_unknown_protocol_is_told() -> None:
