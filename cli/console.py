@@ -25,7 +25,7 @@ EXIT_USAGE = 2
 EXIT_DAMAGED_RAW = 3
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
-# click's ClickException; newer typers carry a click of their own.
+# click's ClickException; newer typers carry a click of their own, so it cannot be imported by name.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 _LOG_INTERVAL = 10.0
 

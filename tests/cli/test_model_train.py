@@ -354,12 +354,12 @@ def losses(out: Path) -> list[float]:
 def test_two_ranks_tune_as_one(place: Path, tmp_path: Path, forces: str, strategy: str) -> None:
     common = ("train", "finetune", "--root", place, "--task", place / "forces.yaml", "--from", place / "pre")
     common = (*common, "--forces", forces, *SHORT, "--set", "report=false")
-    one = call("jmp", *common, "--out", tmp_path / "one")
+    one = run_here("jmp", *common, "--out", tmp_path / "one")
     assert one.code == 0, one.err
     launch(*common, "--out", tmp_path / "two", "--set", f"hardware.strategy={strategy}")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
     # Stopped on one rank, gone on with on two.
-    stopped = call("jmp", *common, "--out", tmp_path / "moved", "--set", "hardware.max_hours=1e-9")
+    stopped = run_here("jmp", *common, "--out", tmp_path / "moved", "--set", "hardware.max_hours=1e-9")
     assert "time limit" in stopped.out, stopped.err
     resumed = ("--out", tmp_path / "moved", "--resume", "--set", f"hardware.strategy={strategy}")
     launch("train", "finetune", *resumed, "--set", "hardware.max_hours=1")

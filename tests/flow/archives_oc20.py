@@ -44,6 +44,7 @@ def _make_frame(rng: np.random.Generator, index: int) -> Frame:
     tags = np.array([1 if tag == 1 else 0 for tag in atoms.get_tags()])
     add_adsorbate(atoms, ("O", "H", "N", "Cl")[index % 4], 1.7 + rng.random())
     atoms.set_tags([*tags, 2])
+    atoms.info.clear()  # ASE's builder keeps a dictionary there that its writer warns about
     atoms.positions = np.round(atoms.positions + rng.normal(scale=0.08, size=(len(atoms), 3)), 8)
     fixed = np.array([tag == 0 for tag in atoms.get_tags()])
     if index % 11 == 7:
