@@ -186,6 +186,13 @@ def first_batches(paths: list[Path]) -> dict[str, Any]:
 
 
 def run(folder: Path, pairs: int, note: Callable[[str, dict[str, Any]], None]) -> None:
+    template = write_template(folder)
+    for size in SIZES:
+        path = write_large(folder, template, size)
+        note(f"open {size}", measure(open_it, path))
+        note(f"first batches {size}", measure(first_batches, [path]))
+    paper = [write_large(folder, template, size) for size in (100_000_000, 8_000_000, 2_000_001, 10_000_001)]
+    note("first batches of the paper's 120 million", measure(first_batches, paper))
     for count in (max(1, pairs // 100), max(1, pairs // 10), pairs):
         raw, out = folder / f"raw{count}", folder / f"out{count}"
         write_raw(raw, count)
@@ -198,13 +205,6 @@ def run(folder: Path, pairs: int, note: Callable[[str, dict[str, Any]], None]) -
         note(f"open {count} pairs", measure(open_it, out / "oc20" / "train"))
         shutil.rmtree(raw)
         shutil.rmtree(out)
-    template = write_template(folder)
-    for size in SIZES:
-        path = write_large(folder, template, size)
-        note(f"open {size}", measure(open_it, path))
-        note(f"first batches {size}", measure(first_batches, [path]))
-    paper = [write_large(folder, template, size) for size in (100_000_000, 8_000_000, 2_000_001, 10_000_001)]
-    note("first batches of the paper's 120 million", measure(first_batches, paper))
 
 
 def main() -> None:

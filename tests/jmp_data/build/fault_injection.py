@@ -257,6 +257,7 @@ def _run_under_fire(
             time.sleep(rng.uniform(0.0, longest))
             what = kill_something(process, cluster, rng) if process.poll() is None else None
             log.kills.update([what] if what else [])
+            print(f"{log.engine}: {log.kills.total()} of {kills} kills, {log.starts} starts", file=sys.stderr)
         code, orphans = _wait(process, cluster, orphans), [process.pid]
         message = errors.read_text(errors="replace")
         if code == 0:
