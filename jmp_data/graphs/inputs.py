@@ -13,7 +13,7 @@ from jmp_data.errors import InvalidStructureError
 Array = npt.NDArray[Any]
 
 
-def as_array(name: str, values: Any, dtype: npt.DTypeLike) -> Array:
+def as_array(name: str, values: Any, dtype: npt.DTypeLike | None) -> Array:
     """Values as a contiguous array of that type; a torch tensor loses its gradient and comes from its device.
 
     Raises:
