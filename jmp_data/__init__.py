@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from jmp_data.kernel_cache import ensure_kernel_cache
+
 if TYPE_CHECKING:
     from jmp_data.graphs import radius_graph
     from jmp_data.mixture import Mixture
@@ -38,6 +40,8 @@ __all__ = [
     "radius_graph",
     "write_dataset",
 ]
+
+ensure_kernel_cache()
 
 
 def __getattr__(name: str) -> Any:

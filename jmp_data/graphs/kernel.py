@@ -294,9 +294,9 @@ def _search_leaf(
             identity[i] = (source - base) * KEYS[0] + images[candidates[i], 1] * KEYS[1]
             identity[i] += images[candidates[i], 2] * KEYS[2] + images[candidates[i], 3] * KEYS[3]
     graphs = len(limits)
-    widest = 0
+    widest, smallest = 0, limits[graphs - 1]
     for g in range(1, graphs):
-        widest = max(widest, limits[g])
+        widest, smallest = max(widest, limits[g]), min(smallest, limits[g])
     nearby = limit / 4.0
     shifted = False
     w0, w1, w2 = 0, 0, 0
@@ -339,7 +339,11 @@ def _search_leaf(
         if graphs == 1:
             continue
         few = 0
-        while few < min(widest, n):
+        if smallest < n <= widest:
+            few = n
+            for i in range(n):
+                near[i] = hit[i]
+        while few < min(widest, n) and smallest < n:
             few = 0
             # Halfway between two multiples of the resolution, so that neighbours that tie are in or out together.
             within = (np.floor(nearby * _TIES) + 0.5) / _TIES if nearby < limit else np.inf
@@ -354,12 +358,21 @@ def _search_leaf(
             if rank[i] == widest - 1:
                 nearby = rounded[i] * (_NEARBY / _TIES)
         for g in range(1, graphs):
-            starts[g, base + t] = used
             filtered = g == graphs - 1 and not tagged[base + t]
-            for i in range(few):
-                code = candidates[near[i]]
-                codes[used] = code
-                used += rank[i] < limits[g] and (not filtered or tagged[images[code, 0]])
+            if n <= limits[g] and not filtered:
+                starts[g, base + t], counts[g, base + t] = starts[0, base + t], n
+                continue
+            starts[g, base + t] = used
+            if n <= limits[g]:
+                for i in range(n):
+                    code = candidates[hit[i]]
+                    codes[used] = code
+                    used += tagged[images[code, 0]]
+            else:
+                for i in range(few):
+                    code = candidates[near[i]]
+                    codes[used] = code
+                    used += rank[i] < limits[g] and (not filtered or tagged[images[code, 0]])
             counts[g, base + t] = used - starts[g, base + t]
     return codes, used
 

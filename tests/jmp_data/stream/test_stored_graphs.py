@@ -57,9 +57,9 @@ IN_WEBDATASET = ("none", "all")
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`<layer>-<format>/<name>/train`, in blocks of 8 structures and shards of 2 blocks; layer "none" has no graphs."""
+    """`<layer>-<format>/<name>/train`, in blocks of 8 structures and shards of 4 blocks; layer "none" has no graphs."""
     folder = tmp_path_factory.mktemp("stored")
-    small = Layout(block_structures=8, block_atoms=256, blocks_per_shard=2)
+    small = Layout(block_structures=8, block_atoms=256, blocks_per_shard=4)
     kinds = [(layer, "zarr") for layer in ("none", *LAYERS)] + [(layer, "webdataset") for layer in IN_WEBDATASET]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["jmp_data.shards.write_dataset"], "Layout", lambda: small)
