@@ -46,7 +46,7 @@ def one_batch(root: Path, task):
 @pytest.mark.parametrize("forces", ["gradient", "direct"])
 def test_forces_from_a_checkpoint(root: Path, pretrained: Path, tmp_path: Path, forces: str) -> None:
     config = small_config(
-        force_task(forces), root, tmp_path / "run", "optimizer.base_lr=0.001", start=pretrained, steps=16
+        force_task(forces), root, tmp_path / "run", "optimizer.base_lr=1.0e-4", start=pretrained, steps=16
     )
     result = finetune(config)
     assert result.steps == 16
