@@ -221,7 +221,9 @@ def _curves(run: Path, task: TaskSpec) -> list[dict[str, Any]]:
         return []
     target = task.targets[task.primary]
     values = _column(validation, task.primary)
-    best = validation[int(np.nanargmax(values) if task.higher_is_better else np.nanargmin(values))]["step"]
+    best = None
+    if np.isfinite(values).any():
+        best = validation[int(np.nanargmax(values) if task.higher_is_better else np.nanargmin(values))]["step"]
     losses = [
         ("training", [row["step"] for row in training], _column(training, "loss")),
         ("validation", [row["step"] for row in validation], _column(validation, "loss")),

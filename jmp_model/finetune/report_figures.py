@@ -53,6 +53,8 @@ MANY_POINTS: Final = 1500
 def parity(truth: Array, predicted: Array, *, label: str) -> Markup:
     """Predictions against labels; where there are many, how many lie in each place."""
     known = np.isfinite(truth) & np.isfinite(predicted)
+    if not known.any():
+        return Markup('<p class="note">no prediction is finite</p>')
     x, y = truth[known], predicted[known]
     figure, axes = _new(4.4, 4.1)
     low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
@@ -82,6 +84,8 @@ def parity(truth: Array, predicted: Array, *, label: str) -> Markup:
 def error_histogram(errors: Array, *, label: str) -> Markup:
     """How often predictions are so much too large or too small; the farthest hundredth is cut off."""
     errors = errors[np.isfinite(errors)]
+    if len(errors) == 0:
+        return Markup('<p class="note">no prediction is finite</p>')
     figure, axes = _new(4.4, 3.3)
     reach = float(np.quantile(np.abs(errors), 0.99)) or 1.0
     bins = int(np.clip(len(errors) ** 0.5, 8, 50))
@@ -97,6 +101,8 @@ def element_bars(errors: Mapping[str, tuple[float, int]], *, label: str) -> Mark
     ordered = sorted(errors.items(), key=lambda entry: entry[1][0])[-24:]
     figure, axes = _new(4.4, max(2.0, 0.30 * len(ordered) + 0.9))
     names = [name for name, _ in ordered]
+    if not ordered:
+        return Markup('<p class="note">no prediction is finite</p>')
     values = [value for _, (value, _) in ordered]
     axes.barh(names, values, color=_FIRST, height=0.66)
     for row, (_, (value, count)) in enumerate(ordered):

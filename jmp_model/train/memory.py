@@ -32,5 +32,6 @@ def memory_hint(step: int, *, structures: int, micro_batches: int) -> Iterator[N
         raise DeviceMemoryError(
             f"step {step}: the device's memory is too small for {structures} structures in {micro_batches} "
             f"part{'s' * (micro_batches > 1)}; --set data.micro_batches={min(structures, 2 * micro_batches)} computes "
-            "the same in more parts, --set data.batch_size=... takes smaller steps"
+            "the same in more parts, --set hardware.recompute=true keeps less of each, --set data.batch_size=... takes "
+            "smaller steps"
         ) from error

@@ -292,7 +292,7 @@ class TestBadConfigurations:
             ([], ["--mix"]),
             (["--mix", "absent.yaml"], ["absent.yaml"]),
             (["--mix", "mix.yaml", "--set", "data.batch_size=0"], ["data.batch_size"]),
-            (["--mix", "mix.yaml", "--set", "data.graphs={oc20: {cutoff: 6}}"], ["data.graphs names oc20"]),
+            (["--mix", "mix.yaml", "--set", "data.graphs={silver: {cutoff: 6}}"], ["data.graphs names silver"]),
             (["--mix", "mix.yaml", "--set", "targets.references=published"], ["no published energy_std"]),
             (["--mix", "mix.yaml", "--recipe", "pretrian"], ["no recipe 'pretrian'"]),
             (["--mix", "mix.yaml", "--init-from", "small"], ["small", "no checkpoint"]),

@@ -92,13 +92,6 @@ def test_micro_batches_change_no_number(mix: Path, tmp_path: Path, whole_run) ->
     assert result.losses == pytest.approx(whole_run.losses, rel=2e-4)
 
 
-@pytest.mark.slow
-def test_a_compiled_model_trains_alike(mix: Path, tmp_path: Path, whole_run) -> None:
-    short = small_config(mix, tmp_path / "run", "hardware.compile=true", "schedule.warmup_steps=0", steps=2)
-    plain = pretrain(small_config(mix, tmp_path / "plain", "schedule.warmup_steps=0", steps=2))
-    assert pretrain(short).losses == pytest.approx(plain.losses, rel=1e-4)
-
-
 def test_run_folder_tells_all(whole_run) -> None:
     out = whole_run.out
     for name in ("config.yaml", "metrics.jsonl", "training.csv", "validation.csv", "loss_curves.png", "summary.json"):
