@@ -40,10 +40,10 @@ _TYPICAL_SCALES = {"scale_rbf": 9.0, "scale_cbf": 28.0, "scale_cbf_sum": 4.5, "s
                    "scale_rbf_F": 8.5, "scale_rbf_sum": 0.5}  # fmt: skip
 
 
-def build_model(size: str = "small", *, seed: int = 0) -> PretrainingModel:
+def build_model(size: str = "small", *, seed: int = 0, **changes: Any) -> PretrainingModel:
     """Random weights, and scale factors of the size of the released ones."""
     torch.manual_seed(seed)
-    model = PretrainingModel(preset(size))
+    model = PretrainingModel(preset(size, **changes))
     for name, factor in scale_factors(model):
         factor.set(_TYPICAL_SCALES[name.rsplit(".", 1)[-1]])
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from jmp_model.gemnet_oc.scaling import fit_scale_factors
 from jmp_model.gemnet_oc.topology import build_topology
 from jmp_model.model import FineTuningModel, PretrainingModel
 from jmp_model.parity.angles import compare_angles, has_rounding_noise
-from jmp_model.parity.edges import compare_built_graphs, compare_geometry, has_ties
+from jmp_model.parity.edges import DIFFERENT, compare_built_graphs, compare_geometry, has_ties
 from jmp_model.parity.features import compare_bases, compare_gradients, compare_outputs
 from jmp_model.parity.fixtures import (
     DTYPES,
@@ -109,7 +110,12 @@ def run_parity_report(
     report.cases |= _compare_fitted_scales(model, directory, config, dtype, report)
     for more in extra:
         with _naming(directory):
-            report.cases |= more(directory, DTYPES[dtype])
+            found = more(directory, DTYPES[dtype])
+        # JSON has no word for infinity.
+        report.cases |= {
+            case: {name: error if math.isfinite(error) else DIFFERENT for name, error in errors.items()}
+            for case, errors in found.items()
+        }
     return report
 
 

@@ -157,7 +157,7 @@ def energy_error(folder: Path, *, step_fs: float, steps: int) -> tuple[float, fl
 
 
 def test_dynamics_keep_the_energy_and_keep_it_better_with_smaller_steps(folder: Path) -> None:
-    """Gradient forces: the error of velocity Verlet is of second order in the step, with nothing beneath it."""
+    """Forces that are gradients: what changes the total energy is the size of the steps."""
     coarse, swing = energy_error(folder, step_fs=0.5, steps=40)
     fine, _ = energy_error(folder, step_fs=0.25, steps=80)
     assert coarse < 0.05 * swing
