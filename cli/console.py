@@ -26,6 +26,10 @@ EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 # click's ClickException; newer typers carry a click of their own, so it cannot be imported by name.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
+_AFTER_INTERRUPT = {
+    "jmp-data": "what is finished is kept, the same command goes on from there",
+    "jmp": "finished checkpoints are kept, --resume goes on from the last one",
+}
 _OUR_FOLDERS = frozenset({"jmp_data", "jmp_model", "jmp_cli", "cli"})
 _LOG_INTERVAL = 10.0
 
@@ -61,7 +65,7 @@ def run_app(app: typer.Typer, name: str) -> None:
         fail(_describe_bug(error))
         code = EXIT_BUG
     if code == EXIT_INTERRUPTED:
-        fail("interrupted; what is finished is kept, the same command goes on from there")
+        fail(f"interrupted; {_AFTER_INTERRUPT[name]}")
     sys.exit(code)
 
 
