@@ -27,6 +27,11 @@ EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 # click's ClickException; newer typers carry a click of their own, so it cannot be imported by name.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
+_AFTER_INTERRUPT = {
+    "jmp-data": "what is finished is kept, the same command goes on from there",
+    "jmp": "finished checkpoints are kept, --resume goes on from the last one",
+}
+_OUR_FOLDERS = frozenset({"jmp_data", "jmp_model", "jmp_cli", "cli"})
 _LOG_INTERVAL = 10.0
 
 out = Console(soft_wrap=True, highlight=False)
@@ -66,7 +71,7 @@ def run_app(app: typer.Typer, name: str) -> None:
         fail(_describe_bug(error))
         code = EXIT_BUG
     if code == EXIT_INTERRUPTED:
-        fail("interrupted; what is finished is kept, the same command goes on from there")
+        fail(f"interrupted; {_AFTER_INTERRUPT[name]}")
     sys.exit(code)
 
 
@@ -82,7 +87,8 @@ def _fail_on_usage(error: Any) -> int:
 
 def _describe_bug(error: Exception) -> str:
     """An error that nobody foresaw: what and where, so that a report can be written without a traceback."""
-    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if _OUR_FOLDERS & set(Path(frame.filename).parts)]
     where = f" at {Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
     kind = f"unexpected {type(error).__name__}{where}: {error}"
     return f"{kind} (a bug; PYTHONDEVMODE=1 before the command shows where it comes from)"

@@ -87,11 +87,16 @@ def _print_quarantined(done: list[SplitDone]) -> None:
 
 
 def _fail_on_empty(done: list[SplitDone]) -> bool:
-    """Complain about splits of which nothing could be kept."""
-    empty = [split for split in done if split.manifest.quarantined and not split.manifest.num_structures]
+    """Complain about splits of which nothing could be kept, and about a build that found nothing at all."""
+    nothing = not any(split.manifest.num_structures for split in done)
+    empty = [split for split in done if not split.manifest.num_structures]
     for split in empty:
-        fail(f"{split.dataset}: all {split.manifest.records_in} records are quarantined; see {QUARANTINE_FILE} there")
-    return bool(empty)
+        count = sum(split.manifest.quarantined.values())
+        if count:
+            fail(f"{split.dataset}: all {count} records are quarantined; see {QUARANTINE_FILE} there")
+        elif nothing:
+            fail(f"{split.dataset}: the raw files hold no records")
+    return bool(done) and (nothing or any(split.manifest.quarantined for split in empty))
 
 
 def _as_json(split: SplitDone) -> dict[str, object]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from h5py import h5d, h5s
 
-from jmp_data.errors import RawFileError
+from jmp_data.errors import JmpDataError, RawFileError
 from jmp_data.schema import Block, Schema
 from jmp_data.sources.protocol import Item, Part, Quarantined
 
@@ -116,15 +117,25 @@ def _quarantine(frames: GroupFrames, row: int) -> Quarantined:
     return Quarantined(source_id, "nan_label", f"{source_id}: {missing} not finite", json.dumps(record))
 
 
-def open_hdf5(path: Path) -> h5py.File:
-    """Open a file for reading.
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """A file for reading.
 
     Raises:
-        RawFileError: it is damaged, truncated or no HDF5 file.
+        RawFileError: it is damaged, truncated or no HDF5 file, which may show only once its groups are looked at.
     """
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
+        with h5py.File(path, "r") as file:
+            yield file
+    except JmpDataError:
+        raise
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:  # what h5py makes of broken links and names
         raise RawFileError(f"{path}: cannot be read as HDF5 ({error}); get the file again") from error
 
 
@@ -162,7 +173,7 @@ def check_frames(group: h5py.Group, path: Path, keys: Sequence[str]) -> tuple[in
         datasets = [h5d.open(group.id, key.encode()) for key in keys]
     except KeyError:
         missing = ", ".join(key for key in keys if key not in group)
-        found = ", ".join(group) or "nothing"
+        found = ", ".join(map(str, group)) or "nothing"
         raise RawFileError(f"{path}: group {group.name} lacks {missing}; it has {found}") from None
     textual = [f"{key} {each.dtype}" for key, each in zip(keys, datasets, strict=True) if each.dtype.kind not in "iuf"]
     if textual:

@@ -12,7 +12,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import typer
 
+import jmp_data.schema.block
+from jmp_cli.console import run_app
 from tests.cli.run_cli import run
 
 FORMULAS, CONFORMATIONS = 40, 4000
@@ -67,6 +70,23 @@ def test_a_closed_pipe_is_no_error_worth_a_traceback(arguments: list[str]) -> No
     process.wait(timeout=60)
     assert "Traceback" not in errors
     assert "BrokenPipeError" not in errors
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_with_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def fall() -> None:
+        natural_sizes = jmp_data.schema.block.ragged_take
+        natural_sizes(None, None)  # type: ignore[arg-type]
+
+    with pytest.raises(SystemExit) as caught:
+        run_app(lambda **options: app([], **options), "jmp-data")  # type: ignore[arg-type]
+    assert caught.value.code == 70
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert errors.startswith("error: unexpected TypeError at block.py:")
+    assert "bug" in errors
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from jmp_data.errors import RawFileError
+from jmp_data.sources.transition1x import Transition1x
 from tests.cli.run_cli import run
 from tests.flow import archives_hdf5 as hdf5
 from tests.flow import archives_oc20 as oc20
+from tests.flow import archives_oc22 as oc22
 from tests.flow.building import build
 
 
@@ -84,3 +86,37 @@ def test_a_split_without_one_good_record_is_an_error(tmp_path: Path) -> None:
     (first,) = [line for line in outcome.err.splitlines() if line.startswith("quarantined:")]
     assert "3 x nonfinite_forces" in first
     assert f"0.extxyz.xz#0:{frames[0].system}/{frames[0].step}" in first
+
+
+def test_files_without_records_are_an_error(tmp_path: Path) -> None:
+    oc22.write_lmdb(oc22.split_folder(tmp_path / "raw", "train") / "data.0000.lmdb", [])
+    outcome = run("jmp-data", "build", "oc22", "--raw", tmp_path / "raw", "--out", tmp_path / "out")
+    assert outcome.code == 1
+    (line,) = outcome.error_lines
+    assert "no records" in line
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_flipped_bytes_in_hdf5_never_end_in_a_foreign_error(seed: int, tmp_path: Path) -> None:
+    """What h5py makes of broken links, names and trees depends on the byte: it reads, or fails as a raw file."""
+    rng = np.random.default_rng(seed)
+    (tmp_path / "raw").mkdir()
+    path = tmp_path / "raw" / "Transition1x.h5"
+    with h5py.File(path, "w") as file:
+        reaction = hdf5.make_reaction("CH4O", "rxn0001", [6, 1, 1, 1, 1, 8], 0, 2, saddle=5)
+        hdf5.write_reaction(file.create_group("train"), reaction)
+    whole = path.read_bytes()
+    messages = []
+    for _ in range(12):
+        content = bytearray(whole)
+        for place in rng.integers(0, 4000, 5):  # where the structure of the file lies
+            content[place] = rng.integers(256)
+        path.write_bytes(content)
+        try:
+            for split in Transition1x().splits(tmp_path / "raw"):
+                for part in Transition1x().plan(tmp_path / "raw", split).parts:
+                    list(Transition1x().read(tmp_path / "raw", part))
+        except RawFileError as error:
+            messages.append(str(error))
+    assert messages
+    assert all("Transition1x.h5" in message for message in messages)
