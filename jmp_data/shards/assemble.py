@@ -158,7 +158,7 @@ def _graph_facts(graphs: LayerSettings, shards: Sequence[ShardRecord], blocks: n
 def _clear_leftovers(dataset: Path, parts: Sequence[PartRecord], keep: set[str]) -> None:
     """Remove staging folders of parts that are no longer planned, and stored files that no shard owns."""
     keys = {part.key for part in parts}
-    for folder in (dataset / BUILD_FOLDER / "parts").iterdir():
+    for folder in (dataset / BUILD_FOLDER / "parts").glob("*"):  # there are none where there were no records
         if folder.name not in keys:
             shutil.rmtree(folder, ignore_errors=True)
     for folder_name, folders, files in os.walk(dataset):
