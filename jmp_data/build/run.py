@@ -157,7 +157,6 @@ def digest_raw_files(build: SplitBuild, ledger: RawLedger) -> None:
 
 def _finish(build: SplitBuild, ledger: RawLedger, start: float) -> SplitDone:
     digest_raw_files(build, ledger)
-    part_folder(build.dataset, "").mkdir(parents=True, exist_ok=True)  # raw files without records give no part
     manifest = finalize(build, ledger)
     nbytes = sum(digest.bytes for shard in manifest.shards for digest in shard.files.values())
     damaged = [message for job in build.jobs for message in _damaged(job)]
