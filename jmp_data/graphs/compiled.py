@@ -67,8 +67,7 @@ def search_edges(
             "tiny_cell",
         )
     graphs: list[tuple[Array, Array]] = []
-    for graph in range(limits.shape[1]):
-        nedges = int(counts[graph].sum())
+    for graph, nedges in enumerate(counts.sum(axis=1).tolist()):
         if graph and nedges == len(graphs[0][1]):  # a subset of the widest that lost nothing
             graphs.append((graphs[0][0].copy(), graphs[0][1].copy()))
             continue
