@@ -114,9 +114,16 @@ class Page:
     def open(self, path: Path) -> None:
         """Open a file from disk and wait until it is loaded."""
         self._loaded = False
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        address = path.resolve().as_uri()
+        self.call("Page.navigate", url=address)
         while not self._loaded:
             self._receive()
+        # On a busy machine the event may still be that of the blank page before.
+        deadline = time.monotonic() + 60
+        while self.evaluate("document.readyState + ' ' + location.href") != f"complete {address}":
+            assert time.monotonic() < deadline, "the page does not load"
+            time.sleep(0.05)
+        self.evaluate("document.fonts.ready.then(() => true)")
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression on the page."""

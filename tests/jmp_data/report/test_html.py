@@ -222,7 +222,11 @@ def test_the_page_fits_the_window(page: Path, width: int) -> None:
     with Page(width=width) as browser:
         browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         browser.open(page)
-        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        outside = (
+            "[...document.querySelectorAll('*')].filter(e => !e.closest('.scroll') && "
+            "e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 120)).slice(0, 5)"
+        )
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width, browser.evaluate(outside)
         clipped = (
             "[...document.querySelectorAll('svg.chart text')].filter(t => { const a = t.getBoundingClientRect(), "
             "b = t.closest('svg').getBoundingClientRect(); return a.left < b.left - 2 || a.right > b.right + 2; }).length"  # noqa: E501 - one line of a page's script
