@@ -35,7 +35,7 @@ def prepare_demo_data(folder: Path, *, message: Callable[[str], None] = lambda t
         *plan_build(PRETRAINING_SOURCES, raw, shards, settings=settings),
         *plan_build([HELD_OUT], raw, shards, splits=HELD_OUT_SPLITS, settings=settings),
     ]
-    for done in run_build(builds, choose_engine(workers=_cores()), lambda part: None):
+    for done in run_build(builds, choose_engine(workers=_cores(), scheduler=None), lambda part: None):
         message(f"built {done.manifest.name}/{done.manifest.split}: {done.manifest.num_structures:,} structures")
     return shards
 
