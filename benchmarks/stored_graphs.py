@@ -54,8 +54,8 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def loader(dataset: ShardDataset, names: Sequence[str], edge_dropout: float, batch_size: int) -> StreamLoader:
-    return StreamLoader(dataset, batch_size, graphs="auto", graph_names=names, edge_dropout=edge_dropout)
+def loader(dataset: ShardDataset, names: Sequence[str], batch_size: int) -> StreamLoader:
+    return StreamLoader(dataset, batch_size, graphs="auto", graph_names=names)
 
 
 def epoch_seconds(stream: StreamLoader) -> float:
@@ -81,13 +81,11 @@ def measure(label: str, atoms: Sequence[Atoms], count: int, folder: Path, rounds
         datasets[kind] = write_dataset(structures(atoms, count), folder / kind / "train", name=label, graphs=layer)
         seconds[kind] = time.process_time() - begin
     plain = folder_bytes(folder / "none")
-    cases = [("main", OF_MAIN, 0.0), ("all", GRAPH_NAMES, 0.0), ("all", GRAPH_NAMES, 0.1)]
+    cases = [("main", OF_MAIN), ("all", GRAPH_NAMES)]
     batch_size = 32 if len(atoms[0]) > 32 else 128
     rows = []
-    for kind, names, dropout in cases:
-        streams = {
-            way: loader(datasets[k], names, dropout, batch_size) for way, k in (("stored", kind), ("computed", "none"))
-        }
+    for kind, names in cases:
+        streams = {way: loader(datasets[k], names, batch_size) for way, k in (("stored", kind), ("computed", "none"))}
         best = dict.fromkeys(streams, float("inf"))
         agrees = same_edges(*streams.values(), names)
         for _ in range(rounds):
@@ -99,7 +97,6 @@ def measure(label: str, atoms: Sequence[Atoms], count: int, folder: Path, rounds
                 "structures": label,
                 "layer": kind,
                 "graphs": len(names),
-                "edge_dropout": dropout,
                 "structure_bytes": plain / count,
                 "layer_bytes": layer_bytes / count,
                 "bytes_an_edge": layer_bytes / datasets[kind].manifest.graphs["edges"],
@@ -134,13 +131,13 @@ def main() -> None:
         return
     print(", ".join(f"{key} {value}" for key, value in describe_machine().items()))
     print(
-        "\nstructures | layer, graphs | dropout | bytes without | bytes of the layer | an edge | MB a block | "
+        "\nstructures | layer, graphs | bytes without | bytes of the layer | an edge | MB a block | "
         "build, µs more | stored /s | computed /s | same edges"
     )
-    print("|".join(["---"] * 11))
+    print("|".join(["---"] * 10))
     for row in rows:
         print(
-            f"{row['structures']} | `{row['layer']}`, {row['graphs']} | {row['edge_dropout']} | "
+            f"{row['structures']} | `{row['layer']}`, {row['graphs']} | "
             f"{row['structure_bytes']:,.0f} | {row['layer_bytes']:,.0f} | {row['bytes_an_edge']:.2f} | "
             f"{row['block_mb']:.1f} | {row['extra_build_us']:,.0f} | {row['stored_per_s']:,.0f} | "
             f"{row['computed_per_s']:,.0f} | {'yes' if row['same_edges'] else 'NO'}"

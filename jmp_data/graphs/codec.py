@@ -25,7 +25,7 @@ MEMBERSHIP_BITS: Final = {"main": 1, "a2ee2a": 2, "qint": 4}
 """Bit of `PackedFourGraphs.membership` for each graph that is a subset of a2a."""
 
 
-MISFIT: Final = "stored graph has counts or sources that do not fit its structures; the block is damaged"
+_MISFIT: Final = "stored graph has counts or sources that do not fit its structures; the block is damaged"
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,14 +97,14 @@ def unpack_edges(packed: PackedEdges, natoms: Any) -> Edges:
     from jmp_data.graphs.expansion import unpack
 
     ptr, nedges = _pointers(natoms), len(packed.source)
-    check_columns(packed, ptr)
+    _check_columns(packed, ptr)
     edge_index, cell_offsets = np.empty((2, nedges), np.int64), np.empty((nedges, 3), np.int32)
     if not unpack(packed.source, packed.neighbor_counts, packed.cell_offsets, ptr, edge_index, cell_offsets):
-        raise ShardError(MISFIT)
+        raise ShardError(_MISFIT)
     return Edges(edge_index, cell_offsets)
 
 
-def check_columns(packed: PackedEdges, ptr: npt.NDArray[np.int64]) -> None:
+def _check_columns(packed: PackedEdges, ptr: npt.NDArray[np.int64]) -> None:
     """Raise `ShardError` unless the columns are as long as the structures that begin at `ptr` (B + 1,) need them."""
     nedges = len(packed.source)
     if len(packed.neighbor_counts) != ptr[-1] or packed.cell_offsets.shape != (nedges, 3):

@@ -1,4 +1,4 @@
-"""The three smaller graphs from the widest, in plain NumPy: for stored a2a graphs, and to check the compiled kernel."""
+"""The three smaller graphs from the widest, in plain NumPy: for a2a graphs at hand, and to check the kernel."""
 
 from __future__ import annotations
 

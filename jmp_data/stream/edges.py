@@ -17,7 +17,7 @@ from jmp_data.errors import ManifestError
 from jmp_data.graphs import GRAPH_NAMES, MOLECULE, PERIODIC, GraphSettings, batch_four_graphs
 from jmp_data.mixture import Mixture
 from jmp_data.stream.state import StreamPosition
-from jmp_data.stream.stored_graphs import can_serve, serve
+from jmp_data.stream.stored_graphs import STORED, serve
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -89,10 +89,9 @@ class GraphBuilder:
             `<graph>_edge_index` (2, nedges) int64 and `<graph>_cell_offsets` (nedges, 3), as `attach_graphs` names
             them.
         """
-        rng = np.random.default_rng([self.seed % 2**63, place.epoch, place.step, rank]) if self.edge_dropout else None
         settings = self._settings_of(arrays)
-        if can_serve(arrays, self.edge_dropout):
-            edges = serve(arrays, settings, self.names, edge_dropout=self.edge_dropout, rng=rng)
+        if STORED in arrays:
+            edges = serve(arrays, settings, self.names)
         else:
             graphs = batch_four_graphs(
                 arrays["pos"],
@@ -102,11 +101,15 @@ class GraphBuilder:
                 arrays["tags"],
                 settings,
                 edge_dropout=self.edge_dropout,
-                rng=rng,
+                rng=self.dropout_rng(place, rank),
             )
             edges = {name: getattr(graphs, name) for name in self.names}
         indices = {f"{name}_edge_index": each.edge_index for name, each in edges.items()}
         return indices | {f"{name}_cell_offsets": each.cell_offsets for name, each in edges.items()}
+
+    def dropout_rng(self, place: StreamPosition, rank: int) -> np.random.Generator | None:
+        """The generator from which the seeds of a batch's dropout are drawn; None without dropout."""
+        return np.random.default_rng([self.seed % 2**63, place.epoch, place.step, rank]) if self.edge_dropout else None
 
     def _settings_of(self, arrays: Mapping[str, Array]) -> GraphSettings | list[GraphSettings]:
         if isinstance(self.settings, GraphSettings):

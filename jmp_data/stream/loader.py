@@ -95,8 +95,8 @@ class StreamLoader:
         shuffle: False for stored order, each structure once, data set after data set (validation).
         targets: only these targets; all by default.
         graphs: put the four graphs on each batch: settings for all data sets, or name → settings, or "auto" for 12 Å
-            where anything is periodic and 8 Å elsewhere. See `jmp_data.graphs.attach_graphs`. Graphs that a data set
-            stores for exactly these settings are read, all others are searched; the edges are the same.
+            where anything is periodic and 8 Å elsewhere. See `jmp_data.graphs.attach_graphs`. Without dropout, graphs
+            that a data set stores for exactly these settings are read, all others are searched; the edges are the same.
         graph_names: only these graphs, of main, a2a, a2ee2a and qint.
         edge_dropout: probability of dropping an edge of those graphs, in training.
         cost: (n,) atom counts → (n,) work, by which ranks are balanced; the atom count itself by default.

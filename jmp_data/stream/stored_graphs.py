@@ -1,8 +1,8 @@
 """Graphs of a batch from those stored with its data sets: which can be served, and where they go.
 
 A layer serves a structure if it was built for exactly the graphs that are asked for. A batch may mix such structures
-with others, whose graphs are searched; the outcome is the same to the last edge. With edge dropout a layer must hold
-the a2a graph, of which edges are dropped first, and all structures of the batch must be served.
+with others, whose graphs are searched; the outcome is the same to the last edge. With edge dropout everything is
+searched: dropped edges change the narrower graphs, and finding these anew costs more than the search.
 """
 
 from __future__ import annotations
@@ -15,12 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from jmp_data.errors import ShardError
 from jmp_data.graphs import Edges, GraphSettings, PackedFourGraphs, batch_four_graphs
-from jmp_data.graphs.codec import MEMBERSHIP_BITS, MISFIT, check_columns, unpack_edges
-from jmp_data.graphs.dropout import draw_seeds
-from jmp_data.graphs.inputs import check_batch
-from jmp_data.graphs.settings import tabulate_settings, tagged_atoms
+from jmp_data.graphs.codec import MEMBERSHIP_BITS, unpack_edges
 from jmp_data.mixture import Mixture
 from jmp_data.shards.graph_layer import RULE, LayerBlock, LayerSettings
 from jmp_data.shards.graph_layer.joining import join_edges
@@ -58,6 +54,8 @@ class StoredGraphs:
     @classmethod
     def for_mixture(cls, mixture: Mixture, builder: GraphBuilder) -> StoredGraphs | None:
         """What the layers of a mixture's data sets can serve; None for nothing."""
+        if builder.edge_dropout:
+            return None
         layers = [getattr(member.dataset, "graph_layer", None) for member in mixture]
         matches = np.array(
             [
@@ -65,8 +63,7 @@ class StoredGraphs:
                 for number, layer in enumerate(layers)
             ]
         )
-        enough = matches.any(axis=1).all() if builder.edge_dropout else matches.any()
-        return cls(matches) if enough else None
+        return cls(matches) if matches.any() else None
 
     @cached_property
     def datasets(self) -> npt.NDArray[np.bool_]:
@@ -116,8 +113,7 @@ class StoredGraphs:
 def _matches(
     layer: LayerSettings, builder: GraphBuilder, molecule: GraphSettings, periodic: GraphSettings
 ) -> list[bool]:
-    wanted = set(builder.names) if builder.edge_dropout == 0 else {*builder.names, "a2a"}
-    if layer.rule != RULE or not wanted <= set(layer.names):
+    if layer.rule != RULE or not set(builder.names) <= set(layer.names):
         return [False, False]
     return [_plain(molecule) == _plain(layer.molecule), _plain(periodic) == _plain(layer.periodic)]
 
@@ -157,19 +153,8 @@ def _cut(
         start = stop
 
 
-def can_serve(arrays: Mapping[str, Array], edge_dropout: float) -> bool:
-    """Whether a batch comes with stored edges that can be used."""
-    stored = arrays.get(STORED)
-    return stored is not None and (edge_dropout == 0 or bool(stored.all()))
-
-
 def serve(
-    arrays: Mapping[str, Array],
-    settings: GraphSettings | Sequence[GraphSettings],
-    names: Sequence[str],
-    *,
-    edge_dropout: float,
-    rng: np.random.Generator | None,
+    arrays: Mapping[str, Array], settings: GraphSettings | Sequence[GraphSettings], names: Sequence[str]
 ) -> dict[str, Edges]:
     """The graphs of a batch that comes with stored edges.
 
@@ -177,16 +162,12 @@ def serve(
         arrays: geometry of the batch, and what `StoredGraphs.of_batches` gave for it.
         settings: for all structures, or one for each.
         names: which graphs.
-        edge_dropout: probability; with it all structures must be stored.
-        rng: source of the dropout.
 
     Returns:
         What a search returns.
     """
     stored, natoms = arrays[STORED], arrays["natoms"]
     packed = PackedFourGraphs(**{name: arrays[f"{STORED}_{name}"] for name in _COLUMNS})
-    if edge_dropout:
-        packed = _drop(packed, arrays, settings, edge_dropout, rng)
     found = _unpack(packed, natoms[stored], names)
     if stored.all():
         return found
@@ -214,37 +195,3 @@ def _unpack(packed: PackedFourGraphs, natoms: Array, names: Sequence[str]) -> di
             some = graphs[name].edge_index, graphs[name].cell_offsets
             choose_members(widest.edge_index, widest.cell_offsets, packed.membership, bit, *some)
     return graphs
-
-
-def _drop(
-    packed: PackedFourGraphs,
-    arrays: Mapping[str, Array],
-    settings: GraphSettings | Sequence[GraphSettings],
-    edge_dropout: float,
-    rng: np.random.Generator | None,
-) -> PackedFourGraphs:
-    from jmp_data.stream.thinning import thin
-
-    positions, cell, pbc, ptr = check_batch(arrays["pos"], arrays["cell"], arrays["pbc"], arrays["natoms"])
-    table = tabulate_settings(settings, len(pbc))
-    kept = np.empty(len(packed.source), np.bool_)
-    membership, counts = np.zeros(len(kept), np.uint8), np.empty_like(packed.neighbor_counts)
-    check_columns(packed, ptr)
-    fits = thin(
-        packed.source,
-        packed.neighbor_counts,
-        packed.cell_offsets,
-        ptr,
-        positions,
-        cell,
-        table.limits,
-        tagged_atoms(arrays["tags"], ptr, table),
-        draw_seeds(len(pbc), edge_dropout, rng),
-        float(edge_dropout),
-        kept,
-        counts,
-        membership,
-    )
-    if not fits:
-        raise ShardError(MISFIT)
-    return PackedFourGraphs(packed.source[kept], counts, packed.cell_offsets[kept], membership[kept])

@@ -136,7 +136,7 @@ def streams(draw: st.DrawFn) -> tuple[dict[str, str], str, dict, dict]:
         "window_blocks": draw(st.integers(1, 4)),
         "graphs": draw(st.sampled_from(choices[1:] * 2 + choices[:1])),
         "graph_names": draw(st.sampled_from((GRAPH_NAMES, ("main",), ("qint", "main"), ("a2a",), SUBSETS_OF_MAIN))),
-        "edge_dropout": draw(st.sampled_from((0.0, 0.0, 0.1, 0.6, 1.0))),
+        "edge_dropout": draw(st.sampled_from((0.0, 0.0, 0.0, 0.3))),
     }
     return layers, format, {"subsets": subsets}, options
 
@@ -168,22 +168,22 @@ def test_served_equals_searched_often(written: Path, stream: tuple, skip: int) -
 
 
 @pytest.mark.parametrize(
-    ("format", "layer", "graph_names", "edge_dropout"),
+    ("format", "layer", "graph_names"),
     [
-        ("zarr", "all", GRAPH_NAMES, 0.0),
-        ("webdataset", "all", ("qint",), 0.3),
-        ("zarr", "main", SUBSETS_OF_MAIN, 0.0),
-        ("zarr", "main", ("main",), 0.0),
+        ("zarr", "all", GRAPH_NAMES),
+        ("webdataset", "all", ("qint",)),
+        ("zarr", "main", SUBSETS_OF_MAIN),
+        ("zarr", "main", ("main",)),
     ],
 )
 def test_a_fitting_layer_is_served_without_a_search(
-    written: Path, monkeypatch: pytest.MonkeyPatch, format: str, layer: str, graph_names: tuple, edge_dropout: float
+    written: Path, monkeypatch: pytest.MonkeyPatch, format: str, layer: str, graph_names: tuple
 ) -> None:
     refuse_to_search(monkeypatch)
     # The same tags, spelled in another way.
     respelled = replace(PERIODIC, qint_tags=(2, 1, 2))
     both = mixture(written, {"slabs": layer, "molecules": layer}, format)
-    stream = StreamLoader(both, 8, graphs=respelled, graph_names=graph_names, edge_dropout=edge_dropout)
+    stream = StreamLoader(both, 8, graphs=respelled, graph_names=graph_names)
     assert sum(batch[f"{graph_names[0]}_edge_index"].shape[1] for batch in stream) > 0
 
 
@@ -196,9 +196,9 @@ def test_a_fitting_layer_is_served_without_a_search(
         ("all", {"graphs": "auto"}),
         ("main", {"graphs": PERIODIC}),
         ("main", {"graphs": PERIODIC, "graph_names": ("a2a",)}),
-        ("main", {"graphs": PERIODIC, "graph_names": ("main",), "edge_dropout": 0.1}),
+        ("all", {"graphs": PERIODIC, "edge_dropout": 0.1}),
     ],
-    ids=["cutoff", "limit", "tags", "auto", "no a2a", "only a2a", "dropout needs a2a"],
+    ids=["cutoff", "limit", "tags", "auto", "no a2a", "only a2a", "dropout"],
 )
 def test_graphs_that_a_layer_does_not_hold_are_searched(written: Path, layer: str, options: dict) -> None:
     stream = StreamLoader(mixture(written, {"slabs": layer}), 8, **options)
@@ -219,21 +219,17 @@ def test_each_kind_of_structure_is_served_where_its_settings_fit(written: Path) 
         assert stream._stored.matches.tolist() == [expected]
 
 
-@pytest.mark.parametrize("edge_dropout", [0.0, 0.2])
-def test_stored_beside_not_stored(written: Path, edge_dropout: float) -> None:
-    """With dropout, edges fall before the subsets are taken, so a batch is served as a whole or not at all."""
+def test_stored_beside_not_stored(written: Path) -> None:
     layers = {"slabs": "all", "molecules": "none", "mixed": "all"}
-    options = {"batch_size": 6, "graphs": PERIODIC, "edge_dropout": edge_dropout}
+    options = {"batch_size": 6, "graphs": PERIODIC}
     stream = StreamLoader(mixture(written, layers), **options)
-    assert (stream._stored is None) == (edge_dropout > 0)
+    assert stream._stored is not None
     assert_same_batches(stream, StreamLoader(without_layers(written, layers), **options))
 
 
-@pytest.mark.parametrize(
-    ("layers", "edge_dropout"), [({"slabs": "all", "mixed": "none"}, 0.0), ({"mixed": "all", "slabs": "all"}, 0.3)]
-)
-def test_workers_serve_the_same(written: Path, layers: dict[str, str], edge_dropout: float) -> None:
-    options = {"batch_size": 5, "graphs": PERIODIC, "edge_dropout": edge_dropout, "window_blocks": 2}
+@pytest.mark.parametrize("layers", [{"slabs": "all", "mixed": "none"}, {"mixed": "all", "slabs": "all"}])
+def test_workers_serve_the_same(written: Path, layers: dict[str, str]) -> None:
+    options = {"batch_size": 5, "graphs": PERIODIC, "window_blocks": 2}
     expected = list(StreamLoader(without_layers(written, layers), **options))
     here = mixture(written, layers)
     assert_same_batches(StreamLoader(here, **options), expected)
@@ -248,7 +244,7 @@ def test_workers_serve_the_same(written: Path, layers: dict[str, str], edge_drop
 
 def test_layers_are_read_over_fsspec(written: Path) -> None:
     fsspec.filesystem("memory").put(str(written / "all-zarr/slabs/train"), "/stored/slabs/train", recursive=True)
-    options = {"batch_size": 5, "graphs": PERIODIC, "edge_dropout": 0.1}
+    options = {"batch_size": 5, "graphs": PERIODIC}
     expected = list(StreamLoader(without_layers(written, {"slabs": "all"}), **options))
     remote = Mixture.from_datasets({"slabs": "memory://stored/slabs/train"})
     stream = StreamLoader(remote, **options)
@@ -312,12 +308,10 @@ def arrays_of(batch: Batch, chosen: np.ndarray) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-def check_serving(batch: Batch, chosen: list[bool], names: tuple[str, ...], edge_dropout: float) -> None:
-    stored = np.array(chosen[: len(batch.natoms)]) | (edge_dropout > 0)
-    arrays = arrays_of(batch, stored)
-    options = [{"edge_dropout": edge_dropout, "rng": np.random.default_rng(3)} for _ in range(2)]
-    expected = batch_four_graphs(*batch.geometry, batch.tags, batch.settings, **options[0])
-    found = stored_graphs.serve(arrays, batch.settings, names, **options[1])
+def check_serving(batch: Batch, chosen: list[bool], names: tuple[str, ...]) -> None:
+    arrays = arrays_of(batch, np.array(chosen[: len(batch.natoms)]))
+    expected = batch_four_graphs(*batch.geometry, batch.tags, batch.settings)
+    found = stored_graphs.serve(arrays, batch.settings, names)
     assert list(found) == list(names)
     for name in names:
         ours, theirs = found[name], getattr(expected, name)
@@ -332,22 +326,19 @@ some_names = st.lists(st.sampled_from(GRAPH_NAMES), min_size=1, unique=True).map
 
 
 @examples(max_examples=100)
-@given(batches(), st.lists(st.booleans(), min_size=4, max_size=4), some_names, st.sampled_from((0.0, 0.0, 0.3, 1.0)))
-def test_serves_any_structures(batch: Batch, chosen: list[bool], names: tuple[str, ...], edge_dropout: float) -> None:
+@given(batches(), st.lists(st.booleans(), min_size=4, max_size=4), some_names)
+def test_serves_any_structures(batch: Batch, chosen: list[bool], names: tuple[str, ...]) -> None:
     """Slabs, wires, tiny and skewed cells, ties at every limit, atoms far outside: what the kernel is tried on."""
-    check_serving(batch, chosen, names, edge_dropout)
+    check_serving(batch, chosen, names)
 
 
 @pytest.mark.slow
 @examples(max_examples=3000)
-@given(batches(), st.lists(st.booleans(), min_size=4, max_size=4), some_names, st.sampled_from((0.0, 0.3)))
-def test_serves_any_structures_often(
-    batch: Batch, chosen: list[bool], names: tuple[str, ...], edge_dropout: float
-) -> None:
-    check_serving(batch, chosen, names, edge_dropout)
+@given(batches(), st.lists(st.booleans(), min_size=4, max_size=4), some_names)
+def test_serves_any_structures_often(batch: Batch, chosen: list[bool], names: tuple[str, ...]) -> None:
+    check_serving(batch, chosen, names)
 
 
-@pytest.mark.parametrize("edge_dropout", [0.0, 0.2])
 @pytest.mark.parametrize(
     "change",
     [
@@ -359,7 +350,7 @@ def test_serves_any_structures_often(
     ],
     ids=["source", "too many", "too short", "none", "offsets"],
 )
-def test_columns_that_contradict_the_structures_are_refused(change, edge_dropout: float) -> None:
+def test_columns_that_contradict_the_structures_are_refused(change) -> None:
     positions = np.random.default_rng(0).random((9, 3)) * 3
     batch = Batch(
         positions, np.zeros((1, 3, 3)), np.zeros((1, 3), bool), np.array([9]), np.full(9, 2), [MOLECULE]
@@ -369,4 +360,4 @@ def test_columns_that_contradict_the_structures_are_refused(change, edge_dropout
     packed = change(PackedFourGraphs(**{name: arrays[f"stored_{name}"].astype("i4") for name in names}))
     arrays |= {f"stored_{name}": column for name, column in vars(packed).items()}
     with pytest.raises(ShardError, match="damaged"):
-        stored_graphs.serve(arrays, [MOLECULE], ("main",), edge_dropout=edge_dropout, rng=np.random.default_rng(0))
+        stored_graphs.serve(arrays, [MOLECULE], ("main",))
