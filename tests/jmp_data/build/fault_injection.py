@@ -2,7 +2,7 @@
 
 Used by the tests, and by hand for longer campaigns, which print a line after every kill and end by themselves:
 
-    python -m tests.jmp_data.build.fault_injection --engine dask --kills 25 --seed 3 --seconds 240
+    python -m tests.jmp_data.build.fault_injection --engines processes dask --kills 25 --seed 3 --seconds 120
 
 Each program that is started leads a session of its own, and is not reaped before that session has been killed: until
 then nobody else can have its number, so no signal reaches a stranger.
@@ -58,7 +58,7 @@ def array_job(number, raw, out):
     run_array_part(plan(raw, out), (number, 3), choose_engine(workers=1, scheduler=None), ignore)
 
 def run_array(raw, out):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # spares each job the imports
     jobs = [context.Process(target=array_job, args=(number, raw, out)) for number in (1, 2, 3)]
     for job in jobs:
         job.start()
@@ -265,12 +265,12 @@ def kill_something(session: Session, cluster: DaskCluster | None, rng: random.Ra
     try:
         victims = cluster.victims() if cluster else [("worker", worker) for worker in session.living()[1:]]
         dice = rng.random()
-        if dice < 0.15 or not victims:
+        if dice < 0.12 or not victims:
             session.kill()
             if cluster:
                 cluster.kill()
             return "everything"
-        if dice < 0.3:
+        if dice < 0.24:
             session.kill_leader()
             return "main process"
         label, victim = rng.choice(victims)
@@ -288,7 +288,7 @@ class Campaign:
         self._kills, self._rng, self._cluster = kills, random.Random(seed), cluster
         self._began = time.monotonic()
         self._deadline = self._began + seconds
-        self._work_seconds = 3.0  # of a start, from its first file; measured at each build that finishes
+        self._work_seconds = 2.0  # of a start, from its first file; measured at each build that finishes
         self._orphans: list[Session] = []
 
     @property
@@ -356,7 +356,7 @@ class Campaign:
                 self.log.finished += 1
                 if not aiming:
                     return
-                self._work_seconds = min(4.0, max(0.5, 0.5 * (time.monotonic() - begin)))
+                self._work_seconds = min(3.0, max(0.5, 0.5 * (time.monotonic() - begin)))
                 self.close()
                 shutil.rmtree(out)
 
@@ -414,12 +414,12 @@ def prepared(folder: Path) -> Iterator[tuple[Path, Path, dict[str, str]]]:
 
 
 def main() -> None:
-    """One campaign; prints its log as a line of JSON."""
+    """One campaign an engine; prints the log of each as a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", choices=ENGINES, default="processes")
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
+    parser.add_argument("--kills", type=int, default=20, help="of each engine")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=600.0, help="stop killing after this time")
+    parser.add_argument("--seconds", type=float, default=600.0, help="stop killing an engine after this time")
     options = parser.parse_args()
     # A campaign that is told to end unwinds, and so ends what it started.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -429,11 +429,12 @@ def main() -> None:
         tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name,
         prepared(Path(name)) as (raw, script, expected),
     ):
-        out = Path(name) / "out"
-        log = run_under_fire(
-            script, options.engine, raw, out, kills=options.kills, seed=options.seed, seconds=options.seconds
-        )
-        print(json.dumps({**log.to_json(), "byte_identical": tree(out) == expected}), flush=True)
+        for engine in options.engines:
+            out = Path(name) / engine
+            log = run_under_fire(
+                script, engine, raw, out, kills=options.kills, seed=options.seed, seconds=options.seconds
+            )
+            print(json.dumps({**log.to_json(), "byte_identical": tree(out) == expected}), flush=True)
 
 
 if __name__ == "__main__":
