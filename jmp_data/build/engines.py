@@ -171,8 +171,9 @@ class DaskEngine:
                 raise
             except Exception as error:
                 if type(error).__module__.startswith("distributed"):
+                    reason = " ".join(str(error).split())  # of several lines
                     raise BuildError(
-                        f"the Dask cluster lost a part ({error}); run again, finished parts are kept"
+                        f"the Dask cluster lost a part ({reason}); run again, finished parts are kept"
                     ) from error
                 raise
             number = numbers.pop(future.key)

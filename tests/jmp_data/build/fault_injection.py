@@ -1,8 +1,11 @@
 """Kill builds at random moments, again and again, until one survives; what was killed is counted.
 
-Used by the tests, and by hand for longer campaigns:
+Used by the tests, and by hand for longer campaigns, which print a line after every kill and end by themselves:
 
-    python -m tests.jmp_data.build.fault_injection --engine dask --kills 25 --seed 3
+    python -m tests.jmp_data.build.fault_injection --engines processes dask --kills 25 --seed 3 --seconds 120
+
+Each program that is started leads a session of its own, and is not reaped before that session has been killed: until
+then nobody else can have its number, so no signal reaches a stranger.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +32,10 @@ import psutil
 ENGINES = ("processes", "array", "dask")
 SOURCES = ["oc20", "oc22", "ani1x", "transition1x"]
 ROOT = Path(__file__).resolve().parents[3]
+_HANGS_SECONDS = 120  # a build takes a few; what lasts this long will not end
+_START_SECONDS = 60
+# A cluster whose scheduler is dead is given up sooner than by default.
+_ENVIRONMENT = {"PYTHONPATH": str(ROOT), "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s"}
 
 # Small blocks and parts, so that a build has many moments at which it can die.
 SCRIPT = """
@@ -51,7 +58,7 @@ def array_job(number, raw, out):
     run_array_part(plan(raw, out), (number, 3), choose_engine(workers=1, scheduler=None), ignore)
 
 def run_array(raw, out):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # spares each job the imports
     jobs = [context.Process(target=array_job, args=(number, raw, out)) for number in (1, 2, 3)]
     for job in jobs:
         job.start()
@@ -117,22 +124,84 @@ def write_script(folder: Path) -> Path:
     return script
 
 
-def _start(*command: str, errors: Path | None = None) -> subprocess.Popen[bytes]:
-    """Start Python in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, *command],
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL if errors is None else errors.open("wb"),
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+def _is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD))
+    return False
 
 
-def start_build(
-    script: Path, engine: str, raw: Path, out: Path, errors: Path, scheduler: str | None = None
-) -> subprocess.Popen[bytes]:
+class Session:
+    """A program with all processes that it starts, dead or alive, until `close`."""
+
+    def __init__(self, *command: str, errors: Path | None = None) -> None:
+        with contextlib.nullcontext(subprocess.DEVNULL) if errors is None else errors.open("wb") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, *command],
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                env={**os.environ, **_ENVIRONMENT},
+            )
+        self.pid = self._process.pid
+
+    def exit_code(self) -> int | None:
+        """Exit code of the program, minus the signal that killed it, None while it runs; it stays unreaped."""
+        if self._process.returncode is not None:
+            return self._process.returncode
+        state = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        if state is None:
+            return None
+        return state.si_status if state.si_code == os.CLD_EXITED else -state.si_status
+
+    def living(self) -> list[psutil.Process]:
+        """The program, while it is alive, and what it started."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            leader = psutil.Process(self.pid)
+            return [process for process in (leader, *leader.children(recursive=True)) if _is_alive(process)]
+        return []
+
+    def kill_leader(self) -> None:
+        """Kill -9 the program, and leave alone what it started."""
+        if self.exit_code() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """Kill -9 everything."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Kill what is left and reap the program."""
+        self.kill()
+        self._process.wait(_START_SECONDS)
+
+    def wait(self, meanwhile: Callable[[], None] = lambda: None) -> int:
+        """Exit code; a program that does not end at all is a failure of its own."""
+        deadline = time.monotonic() + _HANGS_SECONDS
+        while time.monotonic() < deadline:
+            code = self.exit_code()
+            if code is not None:
+                return code
+            time.sleep(0.05)
+            meanwhile()
+        self.close()
+        raise AssertionError("the build hangs")
+
+
+def start_build(script: Path, engine: str, raw: Path, out: Path, errors: Path, scheduler: str | None = None) -> Session:
     """Start the program."""
-    return _start(str(script), engine, str(raw), str(out), *([scheduler] if scheduler else []), errors=errors)
+    return Session(str(script), engine, str(raw), str(out), *([scheduler] if scheduler else []), errors=errors)
+
+
+def run_to_end(script: Path, engine: str, raw: Path, out: Path, errors: Path) -> int:
+    """Exit code of an undisturbed run."""
+    session = start_build(script, engine, raw, out, errors)
+    try:
+        return session.wait()
+    finally:
+        session.close()
 
 
 class DaskCluster:
@@ -142,68 +211,67 @@ class DaskCluster:
         self._folder = folder
         self._generation = 0
         self._file = folder
-        self._scheduler: subprocess.Popen[bytes] | None = None
-        self._workers: subprocess.Popen[bytes] | None = None
+        self._scheduler: Session | None = None
+        self._workers: Session | None = None
 
     def address(self) -> str:
         """Address of a scheduler that is alive."""
-        if self._scheduler is None or self._scheduler.poll() is not None:
-            self.kill()
+        if self._scheduler is None or self._scheduler.exit_code() is not None:
+            self.close()
             self._generation += 1
             self._file = self._folder / f"scheduler-{self._generation}.json"
             self._scheduler = self._start("scheduler", "--port", "0", "--host", "127.0.0.1")
         self.replace_workers()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError, ValueError):
                 return str(json.loads(self._file.read_bytes())["address"])
-            time.sleep(0.1)
+            time.sleep(0.05)
         raise AssertionError("no Dask scheduler came up")
 
     def replace_workers(self) -> None:
         """Start workers if there are none, as a queue would."""
-        if self._workers is None or self._workers.poll() is not None:
+        if self._workers is not None and self._workers.exit_code() is not None:
+            self._workers.close()
+            self._workers = None
+        if self._workers is None:
             self._workers = self._start("worker", "--nworkers", "2", "--nthreads", "1")
 
-    def _start(self, what: str, *options: str) -> subprocess.Popen[bytes]:
+    def _start(self, what: str, *options: str) -> Session:
         command = ("-m", f"distributed.cli.dask_{what}", "--scheduler-file", str(self._file), "--no-dashboard")
-        return _start(*command, *options)
+        return Session(*command, *options)
 
     def victims(self) -> list[tuple[str, psutil.Process]]:
-        """What there is to kill."""
-        assert self._scheduler is not None
-        assert self._workers is not None
-        nannies = psutil.Process(self._workers.pid)
-        workers = [nannies, *nannies.children(recursive=True)]
-        return [("scheduler", psutil.Process(self._scheduler.pid)), *(("worker", worker) for worker in workers)]
+        """What there is to kill: the scheduler, and the workers with those that watch over them."""
+        named = (("scheduler", self._scheduler), ("worker", self._workers))
+        return [(label, process) for label, session in named if session for process in session.living()]
 
     def kill(self) -> None:
-        """Kill all of it."""
-        for process in (self._scheduler, self._workers):
-            if process is not None:
-                _kill_group(process.pid)
-                process.wait()
+        """Kill -9 all of it."""
+        for session in (self._scheduler, self._workers):
+            if session is not None:
+                session.kill()
+
+    def close(self) -> None:
+        """Kill and reap all of it."""
+        for session in (self._scheduler, self._workers):
+            if session is not None:
+                session.close()
         self._scheduler = self._workers = None
 
 
-def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def kill_something(process: subprocess.Popen[bytes], cluster: DaskCluster | None, rng: random.Random) -> str | None:
+def kill_something(session: Session, cluster: DaskCluster | None, rng: random.Random) -> str | None:
     """Kill -9 everything, the program itself, the scheduler or one of the workers; returns what it was."""
     try:
-        workers = psutil.Process(process.pid).children(recursive=True)
-        victims = cluster.victims() if cluster else [("worker", worker) for worker in workers]
+        victims = cluster.victims() if cluster else [("worker", worker) for worker in session.living()[1:]]
         dice = rng.random()
-        if dice < 0.25 or not victims:
-            _kill_group(process.pid)
+        if dice < 0.12 or not victims:
+            session.kill()
             if cluster:
                 cluster.kill()
             return "everything"
-        if dice < 0.4:
-            process.kill()
+        if dice < 0.24:
+            session.kill_leader()
             return "main process"
         label, victim = rng.choice(victims)
         victim.kill()
@@ -212,70 +280,121 @@ def kill_something(process: subprocess.Popen[bytes], cluster: DaskCluster | None
     return label
 
 
-def _wait(process: subprocess.Popen[bytes], cluster: DaskCluster | None, orphans: list[int]) -> int:
-    """Exit code; a program that does not end at all is a failure of its own."""
-    deadline = time.monotonic() + 120
-    try:
-        while time.monotonic() < deadline:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(0.5)
-            if cluster:
-                cluster.replace_workers()
-        _kill_group(process.pid)
-        raise AssertionError("the build hangs after a kill")
-    finally:
-        for pid in orphans:  # left over from the start before; they have been at work beside this one
-            _kill_group(pid)
+class Campaign:
+    """Starts a build over and over, killing something at random moments; see `run_under_fire`."""
+
+    def __init__(self, log: FaultLog, kills: int, seconds: float, seed: int, cluster: DaskCluster | None) -> None:
+        self.log = log
+        self._kills, self._rng, self._cluster = kills, random.Random(seed), cluster
+        self._began = time.monotonic()
+        self._deadline = self._began + seconds
+        self._work_seconds = 2.0  # of a start, from its first file; measured at each build that finishes
+        self._orphans: list[Session] = []
+
+    @property
+    def aiming(self) -> bool:
+        """Whether more is to be killed."""
+        return self.log.kills.total() < self._kills and time.monotonic() < self._deadline
+
+    def _await_work(self, session: Session, out: Path) -> None:
+        """Until the build has begun to write: before, there is nothing that a kill could break."""
+        deadline = time.monotonic() + _START_SECONDS
+        stamp = time.time()
+        while session.exit_code() is None and time.monotonic() < deadline:
+            locks = list(out.glob("*/*/.build/lock"))  # opened for writing by each start
+            if any(lock.stat().st_mtime >= stamp - 0.1 for lock in locks):
+                return
+            time.sleep(0.02)
+
+    def _fire(self, session: Session, out: Path) -> None:
+        """Kill until the program ends, or is the only one that was not hit."""
+        if self._rng.random() < 0.9:
+            self._await_work(session, out)
+        while self.aiming and session.exit_code() is None:
+            time.sleep(self._rng.uniform(0.0, self._work_seconds))
+            if session.exit_code() is not None:
+                return
+            what = kill_something(session, self._cluster, self._rng)
+            if what is not None:
+                self.log.kills[what] += 1
+                self.report()
+            if self._cluster:
+                self._cluster.replace_workers()
+
+    def report(self) -> None:
+        """One line of JSON: what has been done so far."""
+        self.log.seconds = round(time.monotonic() - self._began, 1)
+        print(json.dumps(self.log.to_json()), file=sys.stderr, flush=True)
+
+    def start_once(self, start: Callable[[str | None], Session], out: Path, errors: Path) -> bool:
+        """One start, fired at or not; whether it finished the build."""
+        aiming, cluster = self.aiming, self._cluster
+        session = start(cluster.address() if cluster else None)
+        self.log.starts += 1
+        try:
+            if aiming:
+                self._fire(session, out)
+            code = session.wait(cluster.replace_workers if cluster else lambda: None)
+        finally:
+            for orphan in self._orphans:  # left over from the start before; they were at work beside this one
+                orphan.close()
+            self._orphans = [session]
+        message = errors.read_text(errors="replace")
+        if code > 0:
+            last = message.strip().splitlines()[-1:]
+            assert last, "the build failed without a word"
+            assert last[0].startswith("error: "), message[-4000:]
+            self.log.refused[last[0].split(": ")[1]] += 1
+        assert self.log.starts < 4 * self._kills + 20, f"no progress: {message[-2000:]}"
+        return code == 0
+
+    def run(self, start: Callable[[str | None], Session], out: Path, errors: Path) -> None:
+        """Until enough was killed and the build is finished."""
+        while True:
+            aiming, begin = self.aiming, time.monotonic()
+            if self.start_once(start, out, errors):
+                self.log.finished += 1
+                if not aiming:
+                    return
+                self._work_seconds = min(3.0, max(0.5, 0.5 * (time.monotonic() - begin)))
+                self.close()
+                shutil.rmtree(out)
+
+    def close(self) -> None:
+        """End what is left of earlier starts."""
+        for orphan in self._orphans:
+            orphan.close()
+        self._orphans = []
 
 
-def run_under_fire(script: Path, engine: str, raw: Path, out: Path, *, kills: int, seed: int) -> FaultLog:
+def run_under_fire(
+    script: Path, engine: str, raw: Path, out: Path, *, kills: int, seed: int, seconds: float = 600.0
+) -> FaultLog:
     """Start a build over and over, killing something at a random moment, until `kills` hit; then let it finish.
+
+    Args:
+        script: the program.
+        engine: one of `ENGINES`.
+        raw: raw archives.
+        out: output folder.
+        kills: how many.
+        seed: of the random moments and victims.
+        seconds: stop killing after this time.
 
     Raises:
         AssertionError: a start hangs, ends with anything but one clear line, or the build makes no progress.
     """
     cluster = DaskCluster(out.parent) if engine == "dask" else None
+    campaign = Campaign(FaultLog(engine), kills, seconds, seed, cluster)
+    errors = out.with_suffix(".stderr")
     try:
-        return _run_under_fire(script, engine, raw, out, kills, random.Random(seed), cluster)
+        campaign.run(lambda address: start_build(script, engine, raw, out, errors, address), out, errors)
     finally:
+        campaign.close()
         if cluster:
-            cluster.kill()
-
-
-def _run_under_fire(
-    script: Path, engine: str, raw: Path, out: Path, kills: int, rng: random.Random, cluster: DaskCluster | None
-) -> FaultLog:
-    log, longest, orphans = FaultLog(engine), 4.0, list[int]()
-    began, errors = time.monotonic(), out.with_suffix(".stderr")
-    while True:
-        address = cluster.address() if cluster else None
-        start = time.monotonic()
-        process = start_build(script, engine, raw, out, errors, address)
-        log.starts += 1
-        aiming = log.kills.total() < kills
-        if aiming:
-            time.sleep(rng.uniform(0.0, longest))
-            what = kill_something(process, cluster, rng) if process.poll() is None else None
-            log.kills.update([what] if what else [])
-            print(f"{log.engine}: {log.kills.total()} of {kills} kills, {log.starts} starts", file=sys.stderr)
-        code, orphans = _wait(process, cluster, orphans), [process.pid]
-        message = errors.read_text(errors="replace")
-        if code == 0:
-            log.finished += 1
-            longest = max(1.0, 0.9 * (time.monotonic() - start))
-            if not aiming:
-                break
-            _kill_group(process.pid)
-            shutil.rmtree(out)
-        elif code > 0:
-            last = message.strip().splitlines()[-1:]
-            assert last, "the build failed without a word"
-            assert last[0].startswith("error: "), message[-4000:]
-            log.refused[last[0].split(": ")[1]] += 1
-        assert log.starts < 4 * kills + 20, f"no progress: {message[-2000:]}"
-    _kill_group(process.pid)
-    log.seconds = round(time.monotonic() - began, 1)
-    return log
+            cluster.close()
+    campaign.report()
+    return campaign.log
 
 
 @contextlib.contextmanager
@@ -283,24 +402,39 @@ def prepared(folder: Path) -> Iterator[tuple[Path, Path, dict[str, str]]]:
     """Raw archives, the program, and the digests of an undisturbed build."""
     from tests import raw_archives
 
-    raw, script = raw_archives.write_all(folder / "raw"), write_script(folder)
+    raw, script = folder / "raw", write_script(folder)
+    raw.mkdir(parents=True)
+    raw_archives.write_oc20(raw)
+    raw_archives.write_oc22(raw)
+    raw_archives.write_ani1x(raw, groups=3, conformations=5)
+    raw_archives.write_transition1x(raw, reactions=6)
     errors = folder / "calm.stderr"
-    code = start_build(script, "serial", raw, folder / "calm", errors).wait()
-    assert code == 0, errors.read_text()
+    assert run_to_end(script, "serial", raw, folder / "calm", errors) == 0, errors.read_text()
     yield raw, script, tree(folder / "calm")
 
 
 def main() -> None:
-    """One campaign; prints its log as a line of JSON."""
+    """One campaign an engine; prints the log of each as a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", choices=ENGINES, default="processes")
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
+    parser.add_argument("--kills", type=int, default=20, help="of each engine")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=600.0, help="stop killing an engine after this time")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, prepared(Path(name)) as (raw, script, expected):
-        out = Path(name) / "out"
-        log = run_under_fire(script, options.engine, raw, out, kills=options.kills, seed=options.seed)
-        print(json.dumps({**log.to_json(), "byte_identical": tree(out) == expected}))
+    # A campaign that is told to end unwinds, and so ends what it started.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # In memory: it is processes that die here, not machines, so nothing is learnt from waiting for a disk.
+    memory = Path("/dev/shm")
+    with (
+        tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name,
+        prepared(Path(name)) as (raw, script, expected),
+    ):
+        for engine in options.engines:
+            out = Path(name) / engine
+            log = run_under_fire(
+                script, engine, raw, out, kills=options.kills, seed=options.seed, seconds=options.seconds
+            )
+            print(json.dumps({**log.to_json(), "byte_identical": tree(out) == expected}), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jmp_data.shards.integrity import find_datasets, verify_dataset
-from tests.jmp_data.build.fault_injection import ENGINES, prepared, run_under_fire, start_build, tree
+from tests.jmp_data.build.fault_injection import ENGINES, prepared, run_to_end, run_under_fire, tree
 
 Archives = tuple[Path, Path, dict[str, str]]
 
@@ -53,10 +53,10 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(archives: Archives, tm
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)], check=False).returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        assert start_build(script, engine, raw, small, errors).wait() != 0
+        assert run_to_end(script, engine, raw, small, errors) != 0
         assert "No space left" in errors.read_text()
         subprocess.run(["mount", "-o", "remount,size=200m", str(small)], check=True)
-        assert start_build(script, engine, raw, small, errors).wait() == 0
+        assert run_to_end(script, engine, raw, small, errors) == 0
         assert tree(small) == expected
     finally:
         subprocess.run(["umount", str(small)], check=False)
