@@ -25,7 +25,7 @@ from jmp_model.heads.force_scale import ForceScale
 from jmp_model.memory import keep_freed_memory
 from jmp_model.model import FineTuningModel, recompute_blocks, shared_basis_divisors
 from jmp_model.train.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors
-from jmp_model.train.distributed import compiled
+from jmp_model.train.compilation import compile_blocks
 from jmp_model.train.ema import WeightAverage
 from jmp_model.train.sharding import whole
 
@@ -198,7 +198,9 @@ def _build_step(
         module.force_scale = ForceScale()
     recompute_blocks(module, config.hardware.recompute)
     keep_freed_memory()
-    forward = fabric.setup_module(compiled(module) if config.hardware.compile else module)
+    if config.hardware.compile:
+        compile_blocks(module)
+    forward = fabric.setup_module(module)
     parameters = dict(module.named_parameters())
     optimizer = torch.optim.AdamW(
         [{"params": [parameters[name] for name in group.parameters]} for group in groups],

@@ -20,6 +20,7 @@ from jmp_model.memory import keep_freed_memory
 from jmp_model.model import PretrainingModel, recompute_blocks, shared_basis_divisors
 from jmp_model.presets import preset
 from jmp_model.train.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors, read_checkpoint
+from jmp_model.train.compilation import compile_blocks
 from jmp_model.train.config import PretrainConfig
 from jmp_model.train.data import (
     check_labels,
@@ -29,7 +30,6 @@ from jmp_model.train.data import (
     validation_sets,
     validation_stream,
 )
-from jmp_model.train.distributed import compiled
 from jmp_model.train.ema import WeightAverage
 from jmp_model.train.optimizer import build_adamw
 from jmp_model.train.progress import Watcher
@@ -111,7 +111,9 @@ def prepare(config: PretrainConfig, fabric: Fabric, *, resume: Checkpoint | None
     module = _build_model(config, mixture, resume, watcher, fabric)
     recompute_blocks(module, config.hardware.recompute)
     keep_freed_memory()
-    forward = fabric.setup_module(compiled(module) if config.hardware.compile else module)
+    if config.hardware.compile:
+        compile_blocks(module)
+    forward = fabric.setup_module(module)
     step = _build_step(config, fabric, module, forward, mixture, total_steps)
     run = Run(config, fabric, mixture, stream, validation, TargetNormalizer(normalizers), step, total_steps, 0)
     if resume is not None:

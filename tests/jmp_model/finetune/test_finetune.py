@@ -128,15 +128,20 @@ def test_gradient_forces_are_the_gradient_of_the_energy_in_ev(root: Path, pretra
         assert forces[atom, axis].item() == pytest.approx(-(up - down).item() / (2 * step), rel=1e-5, abs=1e-7)
 
 
+@pytest.fixture(scope="module")
+def whole_run(root: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Ten steps without a stop; an epoch has four."""
+    return finetune(small_config(scalar_task(), root, tmp_path_factory.mktemp("whole") / "run", steps=10))
+
+
 @pytest.mark.parametrize("stop_after", [2, 4, 7])
-def test_resumed_run_is_the_uninterrupted_one(root: Path, tmp_path: Path, stop_after: int) -> None:
-    whole = finetune(small_config(scalar_task(), root, tmp_path / "whole", steps=10))
+def test_resumed_run_is_the_uninterrupted_one(root: Path, tmp_path: Path, whole_run, stop_after: int) -> None:
     config = small_config(scalar_task(), root, tmp_path / "run", steps=10)
     assert finetune(config, watcher=StopAfter(stop_after)).stopped == "SIGTERM"
     result = finetune(config, resume=True)
     assert result.steps == 10
-    assert read_rows(result.out) == read_rows(whole.out)
-    assert result.test == whole.test
+    assert read_rows(result.out) == read_rows(whole_run.out)
+    assert result.test == whole_run.test
 
 
 def test_micro_batches_change_no_number(root: Path, tmp_path: Path) -> None:
