@@ -12,6 +12,8 @@ faster than 64 MB/s on one connection.
 
 Servers and loader share the processor, so "server/s" says how many requests the server answered, and a last column how
 many processor seconds the loader itself used per second: near 1 it cannot go faster, whatever the network does.
+moto copies a whole object to answer a range of it, so its rate is its own limit; compare it with itself, with latency
+and without.
 """
 
 from __future__ import annotations
@@ -248,6 +250,7 @@ def run(structures: int, latency: float, seconds: float, only: str) -> list[dict
         make_datasets(root / "site", structures)
         for name in FORMATS:
             base = in_process(str(root / "site" / name / "train"), seconds, None)
+            print(name, "disk", base, file=sys.stderr, flush=True)
             rows.append({"format": name, "from": "disk", **base, "of_disk": 1.0, "requests_per_s": 0.0})
             for what, serve, network, cached in ways(latency):
                 if only not in what:

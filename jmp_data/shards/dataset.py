@@ -25,7 +25,7 @@ from jmp_data.shards.formats import BlockReader, block_reader, digest, stored_na
 from jmp_data.shards.graph_layer import GraphLayer
 from jmp_data.shards.layout import SOURCE_ID
 from jmp_data.shards.manifest import MANIFEST_NAME, DatasetManifest
-from jmp_data.shards.stores import AbsentFileError, FsspecStore, Store, open_store
+from jmp_data.shards.stores import AbsentFileError, FsspecStore, LocalStore, Store, open_store
 
 if TYPE_CHECKING:
     from jmp_data.graphs import Edges
@@ -140,8 +140,15 @@ class ShardDataset:
     def _block_reader(self) -> BlockReader:
         if self._reader is None or self._reader[0] != os.getpid():
             m = self.manifest
-            self._reader = (os.getpid(), block_reader(m.format, self.store, m.schema, m.layout))
+            self._reader = (os.getpid(), block_reader(m.format, self.store, m.schema, m.layout, self._file_sizes))
         return self._reader[1]
+
+    @cached_property
+    def _file_sizes(self) -> Mapping[str, int]:
+        """Bytes of each shard file, where they are far away."""
+        if isinstance(self.store, LocalStore):
+            return {}
+        return {name: entry.bytes for shard in self.manifest.shards for name, entry in shard.files.items()}
 
     def read_block(self, index: int, columns: Sequence[str] | None = None) -> Block:
         """One block.

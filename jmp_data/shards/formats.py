@@ -19,7 +19,7 @@ from jmp_data.schema import Block, Schema
 from jmp_data.shards import tar_codec, zarr_codec
 from jmp_data.shards.layout import NATOMS, SOURCE_ID, Format, Layout, stored_columns
 from jmp_data.shards.manifest import FileDigest
-from jmp_data.shards.shard_chunks import ShardChunks
+from jmp_data.shards.shard_chunks import NO_SIZES, ShardChunks
 from jmp_data.shards.stores import Store
 
 Array = npt.NDArray[Any]
@@ -163,10 +163,10 @@ class BlockReader(Protocol):
 class ZarrBlockReader:
     """Range reads of single chunks, all columns of a block at once."""
 
-    def __init__(self, store: Store, schema: Schema, layout: Layout) -> None:
+    def __init__(self, store: Store, schema: Schema, layout: Layout, sizes: Mapping[str, int] = NO_SIZES) -> None:
         self._url, self._schema = store.url, schema
         self._columns = {column.name: column for column in stored_columns(schema, layout)}
-        self._shards = ShardChunks(store, layout.blocks_per_shard)
+        self._shards = ShardChunks(store, layout.blocks_per_shard, sizes)
 
     def _chunks(self, shard: int, block: int, arrays: Sequence[str]) -> dict[str, Array]:
         axes = {array: ["0"] * len(self._columns[array].chunk) for array in arrays}
@@ -219,6 +219,8 @@ class TarBlockReader:
         return Block(natoms, {n: arrays[n] for n in columns if n != SOURCE_ID}, source_ids, self._schema)
 
 
-def block_reader(name: Format, store: Store, schema: Schema, layout: Layout) -> BlockReader:
-    """The reader of a format."""
-    return ZarrBlockReader(store, schema, layout) if name == "zarr" else TarBlockReader(store, schema, layout)
+def block_reader(
+    name: Format, store: Store, schema: Schema, layout: Layout, sizes: Mapping[str, int] = NO_SIZES
+) -> BlockReader:
+    """The reader of a format; `sizes` as in `ShardChunks`."""
+    return ZarrBlockReader(store, schema, layout, sizes) if name == "zarr" else TarBlockReader(store, schema, layout)
