@@ -30,7 +30,7 @@ NO_SIZES: Mapping[str, int] = MappingProxyType({})
 class _Shard(NamedTuple):
     """What is known of a shard file: its index, and all of it, if it is small and far away."""
 
-    index: npt.NDArray[Any]
+    entries: npt.NDArray[Any]
     content: bytes
 
 
