@@ -28,9 +28,10 @@ from typing import Any
 import numpy as np
 
 from jmp_data.build import BuildSettings, choose_engine, plan_build, run_array_part, run_build, run_finalize
-from jmp_data.shards.dataset import open_dataset
+from jmp_data.shards.dataset import BLOCKS_FILE, SHARDS_FILE, open_dataset
 from jmp_data.shards.formats import digest_file
-from jmp_data.shards.manifest import MANIFEST_NAME
+from jmp_data.shards.manifest import MANIFEST_NAME, FileDigest
+from jmp_data.shards.summary import SUMMARY_FILE, DatasetSummary
 from jmp_data.shards.write_dataset import write_dataset
 from jmp_data.sources import oc20
 
@@ -133,7 +134,9 @@ def write_large(folder: Path, template: Path, structures: int) -> Path:
     natoms = np.lib.format.open_memmap(target / "natoms.npy", mode="w+", dtype=np.int32, shape=(count * len(source),))
     natoms.reshape(count, -1)[:] = source.natoms
     natoms.flush()
-    np.save(target / "blocks.npy", np.tile(np.load(template / "blocks.npy"), (count, 1)))
+    for name in (BLOCKS_FILE, SHARDS_FILE):
+        once = np.load(template / name)
+        np.save(target / name, np.tile(once, (count, *[1] * (once.ndim - 1))))
     shards = []
     for number in range(count):
         files = {numbered(name, number): digest for name, digest in shard.files.items()}
@@ -146,10 +149,19 @@ def write_large(folder: Path, template: Path, structures: int) -> Path:
         name=f"n{structures}",
         shards=tuple(shards),
         files={name: digest_file(target / name) for name in source.manifest.files},
+        raw_files={name: FileDigest(structures, f"{number:064d}") for number, name in enumerate(raw_names(structures))},
         content_sha256=f"{structures:064d}",
     )
-    (target / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+    payload = manifest.to_bytes()
+    (target / MANIFEST_NAME).write_bytes(payload)
+    (target / SUMMARY_FILE).write_bytes(DatasetSummary.of(manifest, payload).to_bytes())
     return target
+
+
+def raw_names(structures: int) -> list[str]:
+    """Raw files of a data set of that size, two for 5,000 frames."""
+    folder = "s2ef_train_all/s2ef_train_all"
+    return [f"{folder}/{number}.{kind}.xz" for number in range(structures // 5_000) for kind in ("extxyz", "txt")]
 
 
 def numbered(name: str, shard: int) -> str:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from jmp_data.errors import ShardError
 from jmp_data.schema import Schema
 from jmp_data.shards.atomic import sync_folder, write_atomic, write_atomic_pieces
-from jmp_data.shards.dataset import BLOCKS_FILE, NATOMS_FILE
+from jmp_data.shards.dataset import BLOCKS_FILE, NATOMS_FILE, SHARDS_FILE
 from jmp_data.shards.formats import digest_file, metadata_files, stored_name
 from jmp_data.shards.graph_layer import LayerSettings
 from jmp_data.shards.graph_layer import layout as layer_layout
@@ -38,6 +38,7 @@ from jmp_data.shards.staging import (
     npy_bytes,
     part_folder,
 )
+from jmp_data.shards.summary import SUMMARY_FILE, DatasetSummary
 
 _SIDECARS = (NATOMS_SIDECAR, BLOCKS_SIDECAR, GRAPHS_SIDECAR)
 QUARANTINE_FILE = "quarantine.jsonl"
@@ -237,6 +238,7 @@ def assemble(
     shards = _final_shards(parts, placement)
     contents = {
         BLOCKS_FILE: npy_bytes(_concatenated(dataset, parts, BLOCKS_SIDECAR, np.zeros((0, 4), np.int64))),
+        SHARDS_FILE: npy_bytes(np.array([shard.blocks for shard in shards], np.int64)),
     }
     layer, graph_facts = {}, {}
     if graphs is not None:
@@ -267,9 +269,11 @@ def assemble(
         content_sha256=content_digest(schema, shards),
         **facts,
     )
-    _clear_leftovers(dataset, {part.key for part in (*origins, *parts)}, {MANIFEST_NAME, *placement, *files})
+    kept = {MANIFEST_NAME, SUMMARY_FILE, *placement, *files}
+    _clear_leftovers(dataset, {part.key for part in (*origins, *parts)}, kept)
     payload = manifest.to_bytes()
     path = dataset / MANIFEST_NAME
+    _store_pieces(dataset / SUMMARY_FILE, lambda: [DatasetSummary.of(manifest, payload).to_bytes()])
     if not path.exists() or path.read_bytes() != payload:
         write_atomic(path, payload)
     return manifest

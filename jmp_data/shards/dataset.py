@@ -1,7 +1,8 @@
 """Read a finished data set: by structure, by block, or only its sizes; Zarr and WebDataset, local and remote alike.
 
-Opening reads `manifest.json` and `blocks.npy` (32 bytes a block) and nothing that grows with the number of structures;
-`natoms` is memory-mapped.
+Opening parses `summary.json`, which does not grow with the data, after comparing the manifest with the digest in there.
+With the first block that is read come `blocks.npy` (32 bytes a block) and `shards.npy` (8 bytes a shard); `natoms` is
+memory-mapped. The manifest, with its lists of shards and raw files, is parsed where they are asked for.
 """
 
 from __future__ import annotations
@@ -18,20 +19,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from jmp_data.errors import MissingFileError, ShardError
+from jmp_data.errors import ManifestError, MissingFileError, ShardError
 from jmp_data.schema import Block, Schema, Structure
 from jmp_data.shards import tar_codec
-from jmp_data.shards.formats import BlockReader, block_reader, digest, stored_name
+from jmp_data.shards.formats import BlockReader, block_reader, digest, digest_file, stored_name
 from jmp_data.shards.graph_layer import GraphLayer
 from jmp_data.shards.layout import SOURCE_ID
 from jmp_data.shards.manifest import MANIFEST_NAME, DatasetManifest
 from jmp_data.shards.stores import AbsentFileError, FsspecStore, LocalStore, Store, open_store
+from jmp_data.shards.summary import SUMMARY_FILE, DatasetSummary
 
 if TYPE_CHECKING:
     from jmp_data.graphs import Edges
 
 NATOMS_FILE = "natoms.npy"
 BLOCKS_FILE = "blocks.npy"
+SHARDS_FILE = "shards.npy"
 _CACHED_BLOCKS = 4
 _SMALL_FILE = 1 << 20  # read whole and checked against its digest; larger ones are memory-mapped
 
@@ -41,23 +44,40 @@ class ShardDataset:
 
     Attributes:
         store: where the bytes lie.
-        manifest: everything about the split that is not an array.
+        summary: what reading needs to know about the split.
     """
 
-    def __init__(self, store: Store, manifest: DatasetManifest) -> None:
+    def __init__(self, store: Store, summary: DatasetSummary, manifest: DatasetManifest | None = None) -> None:
         self.store = store
-        self.manifest = manifest
+        self.summary = summary
+        self._manifest = manifest
         self._reader: tuple[int, BlockReader] | None = None
         self._cache: OrderedDict[int, Block] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"store": self.store, "manifest": self.manifest, "_reader": None, "_cache": OrderedDict()}
+        kept = {name: self.__dict__[name] for name in ("store", "summary", "_manifest")}
+        return {**kept, "_reader": None, "_cache": OrderedDict()}
+
+    @property
+    def manifest(self) -> DatasetManifest:
+        """Everything about the split that is not an array; read when first asked for.
+
+        Raises:
+            ManifestError: damaged, or no longer the one of this data set.
+            MissingFileError: deleted since.
+        """
+        if self._manifest is None:
+            payload = _read_manifest(self.store, self.path)
+            if digest(payload) != self.summary.manifest:
+                raise ManifestError(f"{self.path}: {MANIFEST_NAME} has changed since the data set was opened")
+            self._manifest = DatasetManifest.from_bytes(payload, where=f"{self.path}/{MANIFEST_NAME}")
+        return self._manifest
 
     def __len__(self) -> int:
-        return int(self.block_ptr[-1])
+        return self.summary.num_structures
 
     def __repr__(self) -> str:
-        m = self.manifest
+        m = self.summary
         return (
             f"<{m.name}/{m.split}: {m.num_structures:,} structures, {m.num_atoms:,} atoms, {m.format} at {self.path}>"
         )
@@ -65,12 +85,12 @@ class ShardDataset:
     @property
     def name(self) -> str:
         """Data set name."""
-        return self.manifest.name
+        return self.summary.name
 
     @property
     def split(self) -> str:
         """Split name."""
-        return self.manifest.split
+        return self.summary.split
 
     @property
     def path(self) -> str:
@@ -80,17 +100,17 @@ class ShardDataset:
     @property
     def schema(self) -> Schema:
         """The columns."""
-        return self.manifest.schema
+        return self.summary.schema
 
     @property
     def fingerprint(self) -> str:
         """Digest of schema and content: equal fingerprints mean equal data."""
-        return self.manifest.content_sha256
+        return self.summary.content_sha256
 
     @property
     def references(self) -> Mapping[str, Any]:
         """Energy references and normalisers stored with the data."""
-        return self.manifest.references
+        return self.summary.references
 
     @cached_property
     def _blocks(self) -> npt.NDArray[np.int64]:
@@ -108,12 +128,16 @@ class ShardDataset:
 
     @cached_property
     def _shard_ptr(self) -> npt.NDArray[np.int64]:
-        return np.concatenate([[0], np.cumsum([shard.blocks for shard in self.manifest.shards], dtype=np.int64)])
+        if self._manifest is None and SHARDS_FILE in self.summary.files:
+            blocks = self.read_sidecar(SHARDS_FILE)
+        else:
+            blocks = np.array([shard.blocks for shard in self.manifest.shards], np.int64)
+        return np.concatenate([[0], np.cumsum(blocks, dtype=np.int64)])
 
     @property
     def num_blocks(self) -> int:
         """Number of blocks."""
-        return len(self._blocks)
+        return self.summary.num_blocks
 
     @cached_property
     def natoms(self) -> npt.NDArray[Any]:
@@ -130,8 +154,8 @@ class ShardDataset:
         try:
             if mapped and path is not None and path.stat().st_size > _SMALL_FILE:
                 return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-            payload = self.store.read(name, 0, self.manifest.files[name].bytes)
-            if digest(payload) != self.manifest.files[name]:
+            payload = self.store.read(name, 0, self.summary.files[name].bytes)
+            if digest(payload) != self.summary.files[name]:
                 raise ShardError(f"{self.path}: file {name}: content does not match its digest; run jmp-data verify")
             return np.asarray(np.load(io.BytesIO(payload), allow_pickle=False))
         except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
@@ -139,7 +163,7 @@ class ShardDataset:
 
     def _block_reader(self) -> BlockReader:
         if self._reader is None or self._reader[0] != os.getpid():
-            m = self.manifest
+            m = self.summary
             self._reader = (os.getpid(), block_reader(m.format, self.store, m.schema, m.layout, self._file_sizes))
         return self._reader[1]
 
@@ -169,7 +193,7 @@ class ShardDataset:
         """What is wrong with one block of a tar, byte by byte; each message names shard, array and block."""
         _, _, offset, nbytes = (int(value) for value in self._blocks[index])
         shard, number = self.locate_block(index)
-        name = stored_name("webdataset", self.schema, self.manifest.layout, staged="", shard=shard)
+        name = stored_name("webdataset", self.schema, self.summary.layout, staged="", shard=shard)
         where = f"{self.path}: shard {shard} ({name}), block {number}"
         messages = []
         for column in (*self.schema.names, SOURCE_ID):
@@ -190,7 +214,7 @@ class ShardDataset:
     @cached_property
     def graph_layer(self) -> GraphLayer | None:
         """The radius graphs that are stored with the data set, if there are any."""
-        return GraphLayer(self) if self.manifest.graphs else None
+        return GraphLayer(self) if self.summary.graphs else None
 
     def read_graphs(self, index: int) -> dict[str, Edges]:
         """Stored radius graphs of one block.
@@ -233,6 +257,27 @@ class ShardDataset:
                 yield block.structure(row)
 
 
+def _read_manifest(store: Store, where: str) -> bytes:
+    try:
+        return store.read(MANIFEST_NAME)
+    except AbsentFileError:
+        raise MissingFileError(
+            f"{where}: no {MANIFEST_NAME} here; give the folder of one finished split, for instance shards/ani1x/train"
+        ) from None
+
+
+def _read_summary(store: Store) -> DatasetSummary | None:
+    """The summary, where there is a sound one of this very manifest; not from afar, where asking takes longest."""
+    path, manifest = store.local_path(SUMMARY_FILE), store.local_path(MANIFEST_NAME)
+    if path is None or manifest is None or not path.is_file() or not manifest.is_file():
+        return None
+    try:
+        summary = DatasetSummary.from_bytes(path.read_bytes(), where=str(path))
+    except ManifestError:
+        return None
+    return summary if summary.manifest == digest_file(manifest) else None
+
+
 def open_dataset(path: str | Path) -> ShardDataset:
     """Open a finished data set.
 
@@ -244,13 +289,11 @@ def open_dataset(path: str | Path) -> ShardDataset:
         ManifestError: the manifest is malformed or of a newer format.
     """
     store = open_store(path)
-    try:
-        payload = store.read(MANIFEST_NAME)
-    except AbsentFileError:
-        raise MissingFileError(
-            f"{path}: no {MANIFEST_NAME} here; give the folder of one finished split, for instance shards/ani1x/train"
-        ) from None
-    manifest = DatasetManifest.from_bytes(payload, where=f"{path}/{MANIFEST_NAME}")
+    summary, manifest = _read_summary(store), None
+    if summary is None:
+        payload = _read_manifest(store, str(path))
+        manifest = DatasetManifest.from_bytes(payload, where=f"{path}/{MANIFEST_NAME}")
+        summary = DatasetSummary.of(manifest, payload)
     if isinstance(store, FsspecStore):
-        store.version = manifest.content_sha256 + str(manifest.graphs.get("content_sha256", ""))
-    return ShardDataset(store, manifest)
+        store.version = summary.content_sha256 + str(summary.graphs.get("content_sha256", ""))
+    return ShardDataset(store, summary, manifest)

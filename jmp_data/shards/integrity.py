@@ -6,17 +6,19 @@ the finding says which blocks are hit; bytes that no chunk covers (an index, pad
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from jmp_data.errors import JmpDataError, MissingFileError, ShardError
-from jmp_data.shards.dataset import BLOCKS_FILE, ShardDataset, open_dataset
+from jmp_data.shards.dataset import BLOCKS_FILE, SHARDS_FILE, ShardDataset, open_dataset
 from jmp_data.shards.formats import digest_file
 from jmp_data.shards.graph_layer.layout import BLOCKS_FILE as LAYER_BLOCKS_FILE
 from jmp_data.shards.graph_layer.layout import is_layer_file
 from jmp_data.shards.manifest import MANIFEST_NAME, DatasetManifest, FileDigest
 from jmp_data.shards.staging import BUILD_FOLDER
+from jmp_data.shards.summary import SUMMARY_FILE, DatasetSummary
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +110,19 @@ def verify_dataset(path: str | Path, progress: Callable[[int, int], None] = lamb
 
 
 def _check_manifest(root: Path, manifest: DatasetManifest) -> list[Damage]:
-    if (root / MANIFEST_NAME).read_bytes() != manifest.to_bytes():
+    payload = (root / MANIFEST_NAME).read_bytes()
+    if payload != manifest.to_bytes():
         return [Damage(MANIFEST_NAME, None, f"{root}: {MANIFEST_NAME} was changed by hand or damaged")]
-    return []
+    summary = DatasetSummary.of(manifest, payload).to_bytes()
+    expected = FileDigest(len(summary), hashlib.sha256(summary).hexdigest())
+    problem = _compare(root / SUMMARY_FILE, expected)
+    if problem is None or SHARDS_FILE not in manifest.files:  # earlier versions wrote neither
+        return []
+    return [Damage(SUMMARY_FILE, None, f"{root}: file {SUMMARY_FILE}: {problem}")]
 
 
 def _unknown_files(root: Path, manifest: DatasetManifest) -> list[Damage]:
-    known = {MANIFEST_NAME, *manifest.files, *(name for shard in manifest.shards for name in shard.files)}
+    known = {MANIFEST_NAME, SUMMARY_FILE, *manifest.files, *(name for shard in manifest.shards for name in shard.files)}
     found = {
         file.relative_to(root).as_posix()
         for file in root.rglob("*")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ def _line(digest: str) -> bytes:
     return f'"{_SELF_DIGEST}": "{digest}"'.encode()
 
 
-def _sign(entry: Mapping[str, Any]) -> bytes:
+def sign(entry: Mapping[str, Any]) -> bytes:
     """Canonical JSON that carries the digest of itself, computed with the digest's own place blank."""
     blank = _dump({**entry, _SELF_DIGEST: _BLANK})
     return blank.replace(_line(_BLANK), _line(hashlib.sha256(blank).hexdigest()), 1)
@@ -37,6 +38,30 @@ def _sign(entry: Mapping[str, Any]) -> bytes:
 def _is_intact(payload: bytes, digest: str) -> bool:
     blank = payload.replace(_line(digest), _line(_BLANK), 1)
     return hashlib.sha256(blank).hexdigest() == digest
+
+
+@contextmanager
+def parse_signed(payload: bytes, *, where: str) -> Iterator[dict[str, Any]]:
+    """The entries of signed JSON; what goes wrong with them inside is said in one line as well.
+
+    Raises:
+        ManifestError: not what it should be, damaged, or of a newer format than this code reads.
+    """
+    try:
+        entry = orjson.loads(payload)
+        version = int(entry["format_version"])
+        if version > FORMAT_VERSION:
+            raise ManifestError(
+                f"{where}: written in format version {version}, this code reads up to {FORMAT_VERSION}; "
+                "upgrade jmp-data"
+            )
+        if not _is_intact(payload, str(entry[_SELF_DIGEST])):
+            raise ManifestError(f"{where}: its own digest does not match; the file was edited or is damaged")
+        yield entry
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ManifestError):
+            raise
+        raise ManifestError(f"{where}: not a data set manifest ({type(error).__name__}: {error})") from error
 
 
 class FileDigest(NamedTuple):
@@ -135,7 +160,7 @@ class DatasetManifest:
             "num_structures": self.num_structures,
             "num_atoms": self.num_atoms,
         }
-        return _sign(entry)
+        return sign(entry)
 
     @classmethod
     def from_bytes(cls, payload: bytes, *, where: str) -> DatasetManifest:
@@ -144,16 +169,7 @@ class DatasetManifest:
         Raises:
             ManifestError: not a manifest, or a newer format than this code reads.
         """
-        try:
-            entry = orjson.loads(payload)
-            version = int(entry["format_version"])
-            if version > FORMAT_VERSION:
-                raise ManifestError(
-                    f"{where}: written in format version {version}, this code reads up to {FORMAT_VERSION}; "
-                    "upgrade jmp-data"
-                )
-            if not _is_intact(payload, str(entry[_SELF_DIGEST])):
-                raise ManifestError(f"{where}: its own digest does not match; the file was edited or is damaged")
+        with parse_signed(payload, where=where) as entry:
             known = {name: entry[name] for name in cls.__slots__ if name in entry}
             known |= {
                 "schema": Schema.from_json(entry["schema"]),
@@ -163,7 +179,3 @@ class DatasetManifest:
                 "raw_files": {name: FileDigest(*digest) for name, digest in entry["raw_files"].items()},
             }
             return cls(**known)
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, ManifestError):
-                raise
-            raise ManifestError(f"{where}: not a data set manifest ({type(error).__name__}: {error})") from error

@@ -32,7 +32,7 @@ class GraphLayer:
 
     def __init__(self, dataset: ShardDataset) -> None:
         self._dataset = dataset
-        self.settings = LayerSettings.from_json(dataset.manifest.graphs)
+        self.settings = LayerSettings.from_json(dataset.summary.graphs)
         self._reader: tuple[int, LayerReader] | None = None
 
     @cached_property
@@ -41,7 +41,7 @@ class GraphLayer:
 
     def _layer_reader(self) -> LayerReader:
         if self._reader is None or self._reader[0] != os.getpid():
-            layout = self._dataset.manifest.layout
+            layout = self._dataset.summary.layout
             self._reader = os.getpid(), LayerReader(self._dataset.store, self.settings, layout)
         return self._reader[1]
 

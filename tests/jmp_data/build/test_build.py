@@ -1,5 +1,6 @@
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -124,6 +125,22 @@ def test_a_half_written_part_is_thrown_away_and_made_again(raw: Path, tmp_path: 
         open_dataset(dataset)
     build(raw, tmp_path / "broken", ["ani1x"])
     assert tree(tmp_path / "whole") == tree(tmp_path / "broken")
+
+
+def test_a_data_set_of_an_earlier_version_gets_what_it_lacks_and_keeps_its_shards(tmp_path: Path) -> None:
+    raw_archives.write_oc20(tmp_path / "raw", train=5, val=5)
+    build(tmp_path / "raw", tmp_path, ["oc20"])
+    expected, dataset = tree(tmp_path / "oc20"), tmp_path / "oc20" / "train"
+    before = {path: path.stat().st_mtime_ns for path in dataset.rglob("c/*/*")}
+    manifest = open_dataset(dataset).manifest
+    files = {name: digest for name, digest in manifest.files.items() if name != "shards.npy"}
+    (dataset / "manifest.json").write_bytes(replace(manifest, files=files).to_bytes())
+    for name in ("summary.json", "shards.npy"):
+        (dataset / name).unlink()
+    assert verify_dataset(dataset) == []
+    build(tmp_path / "raw", tmp_path, ["oc20"])
+    assert tree(tmp_path / "oc20") == expected
+    assert {path: path.stat().st_mtime_ns for path in dataset.rglob("c/*/*")} == before
 
 
 def test_added_raw_files_convert_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

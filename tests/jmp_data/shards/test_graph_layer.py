@@ -103,7 +103,7 @@ def test_the_layer_changes_nothing_else(tmp_path: Path, format: str) -> None:
     assert plain.fingerprint == layered.fingerprint
     assert plain.graph_layer is None
     for path in (tmp_path / "plain/train").rglob("*"):
-        if path.is_file() and path.name not in ("manifest.json", "zarr.json"):
+        if path.is_file() and path.name not in ("manifest.json", "summary.json", "zarr.json"):
             assert path.read_bytes() == (tmp_path / "layered/train" / path.relative_to(plain.path)).read_bytes()
     with pytest.raises(MissingFileError, match="--graphs"):
         plain.read_graphs(0)
