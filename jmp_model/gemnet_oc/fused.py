@@ -43,17 +43,36 @@ def layers_are_plain() -> bool:
     return _plain
 
 
+def _uses_onednn(x: Tensor) -> bool:
+    suitable = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+    return _ONEDNN and suitable and not torch.is_grad_enabled()
+
+
 def times(x: Tensor, weight: Tensor) -> Tensor:
     """x·weightᵀ, for use inside nodes."""
-    if _ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() and not torch.is_grad_enabled():
+    if _uses_onednn(x):
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.contiguous(), None, "none", [], "")
         return out
     return functional.linear(x, weight)
 
 
+def times_plus(x: Tensor, weight: Tensor, other: Tensor) -> Tensor:
+    """x·weightᵀ + other, for use inside nodes; other is contiguous."""
+    if _uses_onednn(x):
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, weight.contiguous(), None, "add")
+        return out
+    return functional.linear(x, weight).add_(other)
+
+
 def silu_backward(grad: Tensor, z: Tensor) -> Tensor:
     """Gradient of silu(z), for use inside nodes."""
     out: Tensor = torch.ops.aten.silu_backward(grad, z)
+    return out
+
+
+def silu_backward_(grad: Tensor, z: Tensor) -> Tensor:
+    """The same in place of grad, which must be the caller's own."""
+    out: Tensor = torch.ops.aten.silu_backward.grad_input(grad, z, grad_input=grad)
     return out
 
 
@@ -115,35 +134,60 @@ class _DenseSiLU(torch.autograd.Function):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def residual(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """(x + act(second·act(first·x)))/√2 for rows x of any number: (rows, units) to the same."""
-    return run(_Residual, _residual, x, first, second * SILU_GAIN)
+def residuals(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Residual layers x ↦ (x + act(second·act(first·x)))/√2 in a row: (rows, units) to the same.
+
+    The divisions by √2 are left to the end: layer i runs on √2ⁱ times its input, its first weight makes up for that.
+    """
+    if not layers:
+        return x
+    weights: list[Tensor] = []
+    for index, (first, second) in enumerate(layers):
+        weights += [first * INV_SQRT_2**index if index else first, second * SILU_GAIN]
+    return run(_Residuals, _residuals, x, *weights)
 
 
-def _residual(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    y = functional.silu(functional.linear(functional.silu(functional.linear(x, first)), second))
-    return x * INV_SQRT_2 + y * (SILU_GAIN * INV_SQRT_2)
+def _step(index: int) -> float:
+    """Factor of what layer `index` adds to the undivided sum."""
+    return float(SILU_GAIN / INV_SQRT_2**index)
 
 
-class _Residual(torch.autograd.Function):
+def _residuals(x: Tensor, *weights: Tensor) -> Tensor:
+    for index, (first, second) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
+        x = x + functional.silu(functional.linear(functional.silu(functional.linear(x, first)), second)) * _step(index)
+    return x * INV_SQRT_2 ** (len(weights) // 2)
+
+
+class _Residuals(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        z1 = times(x, first)
-        z2 = times(functional.silu(z1), second)
-        ctx.save_for_backward(x, first, second, z1, z2)
-        return functional.silu(z2).mul_(SILU_GAIN * INV_SQRT_2).add_(x, alpha=INV_SQRT_2)
+    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
+        kept = []
+        for index, (first, second) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
+            z1 = times(x, first)
+            z2 = times(functional.silu(z1), second)
+            kept += [x, z1, z2]
+            x = torch.add(x, functional.silu(z2), alpha=_step(index))
+        ctx.save_for_backward(*weights, *kept)
+        return x.mul_(INV_SQRT_2 ** (len(weights) // 2))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x, first, second, z1, z2 = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        depth = len(saved) // 5
+        weights, kept = saved[: 2 * depth], saved[2 * depth :]
         if torch.is_grad_enabled():
-            return twin_gradients(ctx, _residual, (x, first, second), grads[0])
-        gain = SILU_GAIN * INV_SQRT_2
-        d2 = silu_backward(grads[0], z2)
-        dsecond = (d2.t() @ functional.silu(z1)).mul_(gain)
-        d1 = silu_backward(times(d2, (second * gain).t()), z1)
-        dx = times(d1, first.t()).add_(grads[0], alpha=INV_SQRT_2)
-        return dx, d1.t() @ x, dsecond
+            return twin_gradients(ctx, _residuals, (kept[0], *weights), grads[0])
+        divisor, d = INV_SQRT_2**depth, grads[0].contiguous()
+        gradients: list[Tensor] = []
+        for index in reversed(range(depth)):
+            first, second = weights[2 * index : 2 * index + 2]
+            x, z1, z2 = kept[3 * index : 3 * index + 3]
+            d2 = silu_backward(d, z2)
+            dsecond = (d2.t() @ functional.silu(z1)).mul_(_step(index) * divisor)
+            d1 = silu_backward_(times(d2, (second * _step(index)).t()), z1)
+            gradients = [(d1.t() @ x).mul_(divisor), dsecond, *gradients]
+            d = times_plus(d1, first.t(), d)
+        return d.mul_(divisor), *gradients
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -210,7 +254,7 @@ class _DenseModulated(torch.autograd.Function):
         a, w = functional.silu(z), times(radial, radial_weight)
         dout = grads[0].t() @ (a * w)
         dproduct = times(grads[0], out_weight.t())
-        dz = silu_backward(w.mul_(dproduct), z)
+        dz = silu_backward_(w.mul_(dproduct), z)
         dw = dproduct.mul_(a)
         dx = times(dz, weight.t()) if ctx.needs_input_grad[0] else None
         return dx, dz.t() @ x, dw @ radial_weight, dw.t() @ radial, dout
@@ -304,6 +348,6 @@ class _Perceptron(torch.autograd.Function):
             source = functional.silu(kept[index - 1]) if index else x
             gradients = [dz.t() @ source, None if bias is None else dz.sum(0), *gradients]
             if index:
-                dz = silu_backward(times(dz, weight.t()), kept[index - 1])
+                dz = silu_backward_(times(dz, weight.t()), kept[index - 1])
         dx = times(dz, layers[0].t()) if ctx.needs_input_grad[0] else None
         return dx, *gradients

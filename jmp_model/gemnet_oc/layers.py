@@ -51,25 +51,41 @@ class ResidualLayer(nn.Module):
         super().__init__()
         self.dense_mlp = nn.Sequential(Dense(units, units, activation=True), Dense(units, units, activation=True))
 
-    def _weight(self, index: int) -> Tensor:
-        dense = self.dense_mlp[index]
-        assert isinstance(dense, Dense)
-        return dense.weight
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """W₁ and W₂, both (units, units)."""
+        first, second = self.dense_mlp
+        assert isinstance(first, Dense)
+        assert isinstance(second, Dense)
+        return first.weight, second.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., units) to the same shape."""
-        return fused.residual(x, self._weight(0), self._weight(1))
+        """Map (rows, units) to the same shape."""
+        return fused.residuals(x, [self.weights()])
 
 
-def residual_stack(units: int, depth: int) -> nn.Sequential:
+class ResidualStack(nn.Sequential):
+    """Residual layers in a row, evaluated as one; other layers may come before them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (rows, in) to (rows, units)."""
+        layers = []
+        for layer in self:
+            if isinstance(layer, ResidualLayer):
+                layers.append(layer.weights())
+            else:
+                x = layer(x)
+        return fused.residuals(x, layers)
+
+
+def residual_stack(units: int, depth: int) -> ResidualStack:
     """`depth` residual layers in a row (none is the identity)."""
-    return nn.Sequential(*(ResidualLayer(units) for _ in range(depth)))
+    return ResidualStack(*(ResidualLayer(units) for _ in range(depth)))
 
 
-def dense_then_residuals(in_features: int, units: int, depth: int) -> nn.Sequential:
+def dense_then_residuals(in_features: int, units: int, depth: int) -> ResidualStack:
     """A dense layer to the wanted width, left out where the width is right already, then residual layers."""
     first = [] if in_features == units else [Dense(in_features, units, activation=True)]
-    return nn.Sequential(*first, *(ResidualLayer(units) for _ in range(depth)))
+    return ResidualStack(*first, *(ResidualLayer(units) for _ in range(depth)))
 
 
 class BilinearWeight(nn.Module):

@@ -11,7 +11,7 @@ from jmp_model.gemnet_oc import fused
 from jmp_model.gemnet_oc.config import GemNetOCConfig
 from jmp_model.gemnet_oc.fused import INV_SQRT_2
 from jmp_model.gemnet_oc.interaction import collect_edges
-from jmp_model.gemnet_oc.layers import Dense, dense_then_residuals, residual_stack, scaled_silu
+from jmp_model.gemnet_oc.layers import Dense, ResidualStack, dense_then_residuals, residual_stack, scaled_silu
 from jmp_model.gemnet_oc.scaling import ScaleFactor
 from jmp_model.gemnet_oc.topology import Topology
 
@@ -81,7 +81,7 @@ class FinalFeatures(nn.Module):
     def __init__(self, units: int, num_parts: int, depth: int) -> None:
         super().__init__()
         first = Dense(units * num_parts, units, activation=True)
-        self.out_mlp = nn.Sequential(first, *dense_then_residuals(units, units, depth))
+        self.out_mlp = ResidualStack(first, *dense_then_residuals(units, units, depth))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (rows, parts·units) to (rows, units)."""

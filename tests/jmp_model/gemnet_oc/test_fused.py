@@ -18,7 +18,10 @@ ROWS = torch.tensor([4, 0, 3])
 Case = tuple[Callable[..., torch.Tensor], list[tuple[int, ...]]]
 CASES: dict[str, Case] = {
     "dense_silu": (lambda x, w: fused.dense_silu(x, w, gain=0.7), [(6, 4), (3, 4)]),
-    "residual": (fused.residual, [(6, 4), (4, 4), (4, 4)]),
+    "residuals": (
+        lambda x, *w: fused.residuals(x, list(zip(w[::2], w[1::2], strict=True))),
+        [(6, 4), *[(4, 4)] * 6],
+    ),
     "modulated_projection": (fused.modulated_projection, [(6, 4), (6, 2), (4, 2), (3, 4)]),
     "dense_modulated_projection": (
         fused.dense_modulated_projection,
@@ -112,4 +115,14 @@ def test_rows_may_be_none() -> None:
     x = torch.zeros(0, 4)
     weight = torch.randn(3, 4)
     assert fused.dense_silu(x, weight).shape == (0, 3)
-    assert fused.residual(x, torch.randn(4, 4), torch.randn(4, 4)).shape == (0, 4)
+    assert fused.residuals(x, [(torch.randn(4, 4), torch.randn(4, 4))]).shape == (0, 4)
+
+
+def test_residual_layers_divide_each_sum_by_the_root_of_two() -> None:
+    x, *weights = arguments([(6, 4), *[(4, 4)] * 6])
+    layers = list(zip(weights[::2], weights[1::2], strict=True))
+    expected = x
+    for first, second in layers:
+        y = torch.nn.functional.silu(expected @ first.t()) / 0.6
+        expected = (expected + torch.nn.functional.silu(y @ second.t()) / 0.6) / 2**0.5
+    torch.testing.assert_close(fused.residuals(x, layers), expected, rtol=1e-13, atol=1e-13)
