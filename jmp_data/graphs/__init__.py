@@ -1,6 +1,6 @@
 """Radius graphs: right in every cell, the same on every backend, fast enough that no GPU waits for them."""
 
-from jmp_data.graphs.attach import attach_graphs
+from jmp_data.graphs.attach import attach_graphs, attach_on_device
 from jmp_data.graphs.batched import FourGraphs, batch_four_graphs, batch_radius_graph, four_graphs
 from jmp_data.graphs.codec import (
     PackedEdges,
@@ -25,6 +25,7 @@ __all__ = [
     "PackedFourGraphs",
     "RadiusGraph",
     "attach_graphs",
+    "attach_on_device",
     "batch_four_graphs",
     "batch_radius_graph",
     "four_graphs",

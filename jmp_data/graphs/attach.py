@@ -13,6 +13,7 @@ from jmp_data.graphs.dropout import draw_seeds
 from jmp_data.graphs.settings import GRAPH_NAMES, MOLECULE, PERIODIC, GraphSettings
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch_geometric.data import Batch
 
 
@@ -43,9 +44,10 @@ def attach_graphs(
     """
     import torch
 
-    each = _settings_of_structures(batch, settings)
     if batch.pos.is_cuda:
-        return _attach_on_device(batch, each, edge_dropout, rng)
+        seeds = torch.from_numpy(draw_seeds(len(batch.pbc), edge_dropout, rng))
+        return attach_on_device(batch, settings, edge_dropout=edge_dropout, seeds=seeds)
+    each = _settings_of_structures(batch, settings)
     graphs = batch_four_graphs(
         batch.pos.detach().numpy(),
         batch.cell.detach().numpy(),
@@ -63,23 +65,38 @@ def attach_graphs(
     return batch
 
 
-def _attach_on_device(
+def attach_on_device(
     batch: Batch,
-    settings: GraphSettings | Sequence[GraphSettings],
-    edge_dropout: float,
-    rng: np.random.Generator | None,
+    settings: GraphSettings | Sequence[GraphSettings] | None = None,
+    *,
+    edge_dropout: float = 0.0,
+    seeds: Tensor | None = None,
+    names: Sequence[str] = GRAPH_NAMES,
 ) -> Batch:
-    import torch
+    """The same in torch operations, on whatever device the batch is.
 
+    Args:
+        batch: as for `attach_graphs`.
+        settings: as for `attach_graphs`.
+        edge_dropout: as for `attach_graphs`.
+        seeds: (B,) int64, required with dropout; what `draw_seeds` gives, on any device.
+        names: which of the graphs.
+
+    Returns:
+        The same batch.
+
+    Raises:
+        InvalidStructureError: see `batch_four_graphs`.
+    """
     from jmp_data.graphs import torch_batched
 
-    seeds = torch.from_numpy(draw_seeds(len(batch.pbc), edge_dropout, rng))
+    each = _settings_of_structures(batch, settings)
     graphs = torch_batched.batch_four_graphs(
-        batch.pos, batch.cell, batch.pbc, batch.natoms, batch.tags, settings, edge_dropout=edge_dropout, seeds=seeds
+        batch.pos, batch.cell, batch.pbc, batch.natoms, batch.tags, each, edge_dropout=edge_dropout, seeds=seeds
     )
-    for name, edges in graphs.items():
-        batch[f"{name}_edge_index"] = edges.edge_index
-        batch[f"{name}_cell_offsets"] = edges.cell_offsets
+    for name in names:
+        batch[f"{name}_edge_index"] = graphs[name].edge_index
+        batch[f"{name}_cell_offsets"] = graphs[name].cell_offsets
     return batch
 
 

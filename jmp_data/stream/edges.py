@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from jmp_data.errors import ManifestError
-from jmp_data.graphs import GRAPH_NAMES, MOLECULE, PERIODIC, GraphSettings, batch_four_graphs
+from jmp_data.graphs import GRAPH_NAMES, MOLECULE, PERIODIC, GraphSettings, attach_on_device, batch_four_graphs
+from jmp_data.graphs.dropout import draw_seeds
 from jmp_data.mixture import Mixture
 from jmp_data.stream.state import StreamPosition
 from jmp_data.stream.stored_graphs import STORED, serve
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 GEOMETRY = ("pos", "cell", "pbc", "natoms", "tags")
 GraphChoice = GraphSettings | Mapping[str, GraphSettings] | Literal["auto"]
+GraphPlace = Literal["workers", "device"]
 
 
 @dataclass(frozen=True)
@@ -101,14 +103,30 @@ class GraphBuilder:
                 arrays["tags"],
                 settings,
                 edge_dropout=self.edge_dropout,
-                rng=self.dropout_rng(place, rank),
+                rng=self._dropout_rng(place, rank),
             )
             edges = {name: getattr(graphs, name) for name in self.names}
         indices = {f"{name}_edge_index": each.edge_index for name, each in edges.items()}
         return indices | {f"{name}_cell_offsets": each.cell_offsets for name, each in edges.items()}
 
-    def dropout_rng(self, place: StreamPosition, rank: int) -> np.random.Generator | None:
-        """The generator from which the seeds of a batch's dropout are drawn; None without dropout."""
+    def add_seeds(self, batch: Batch, place: StreamPosition, rank: int) -> Batch:
+        """Put `edge_seeds` (B,) on a batch, from which `attach_on_device` drops the edges that `build` drops."""
+        import torch
+
+        count = batch.num_graphs
+        batch.edge_seeds = torch.from_numpy(draw_seeds(count, self.edge_dropout, self._dropout_rng(place, rank)))
+        batch._slice_dict["edge_seeds"] = torch.arange(count + 1)
+        batch._inc_dict["edge_seeds"] = torch.zeros(count, dtype=torch.int64)
+        return batch
+
+    def attach_on_device(self, batch: Batch) -> Batch:
+        """Build the graphs of a batch with `edge_seeds` on its device and put them on it; returns it."""
+        return attach_on_device(
+            batch, self.settings, edge_dropout=self.edge_dropout, seeds=batch.edge_seeds, names=self.names
+        )
+
+    def _dropout_rng(self, place: StreamPosition, rank: int) -> np.random.Generator | None:
+        """What the seeds of a batch are drawn from; None without dropout."""
         return np.random.default_rng([self.seed % 2**63, place.epoch, place.step, rank]) if self.edge_dropout else None
 
     def _settings_of(self, arrays: Mapping[str, Array]) -> GraphSettings | list[GraphSettings]:

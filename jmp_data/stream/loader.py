@@ -31,7 +31,7 @@ from jmp_data.mixture import Mixture
 from jmp_data.stream.balance import CostModel
 from jmp_data.stream.collate import collate
 from jmp_data.stream.columns import batch_columns
-from jmp_data.stream.edges import GraphBuilder, GraphChoice, attach, geometry_of
+from jmp_data.stream.edges import GraphBuilder, GraphChoice, GraphPlace, attach, geometry_of
 from jmp_data.stream.epoch_order import ORDER_VERSION, WINDOW_BLOCKS, EpochOrder
 from jmp_data.stream.gather import gather
 from jmp_data.stream.limits import MAX_NEIGHBORS, BatchLimits
@@ -90,14 +90,17 @@ class StreamLoader:
         num_workers: processes that read blocks and build graphs; 0 does both in this process. Blocks behind a URL are
             read by threads of this process in any case.
         max_atoms: atoms that one rank may get in one step; see `jmp_data.stream.budget`.
-        max_edges: edges that one rank may get in one step; exact where the data set stores edge counts, otherwise
-            counted as atoms × the neighbours that the main graph may keep.
+        max_edges: edges that one rank may get in one step, counted as atoms × the neighbours that the main graph may
+            keep, which is an upper bound.
         shuffle: False for stored order, each structure once, data set after data set (validation).
         targets: only these targets; all by default.
         graphs: put the four graphs on each batch: settings for all data sets, or name → settings, or "auto" for 12 Å
             where anything is periodic and 8 Å elsewhere. See `jmp_data.graphs.attach_graphs`. Without dropout, graphs
             that a data set stores for exactly these settings are read, all others are searched; the edges are the same.
         graph_names: only these graphs, of main, a2a, a2ee2a and qint.
+        graphs_on: "workers" builds graphs here or in the worker processes. "device" leaves them to `attach_graphs`,
+            which builds them where the batch is by then, a GPU for instance; such batches come with `edge_seeds` (B,)
+            int64. The edges are the same.
         edge_dropout: probability of dropping an edge of those graphs, in training.
         cost: (n,) atom counts → (n,) work, by which ranks are balanced; the atom count itself by default.
         window_blocks: blocks of each data set that are shuffled together.
@@ -122,6 +125,7 @@ class StreamLoader:
         targets: Sequence[str] | None = None,
         graphs: GraphChoice | None = None,
         graph_names: Sequence[str] = GRAPH_NAMES,
+        graphs_on: GraphPlace = "workers",
         edge_dropout: float = 0.0,
         cost: CostModel | None = None,
         window_blocks: int = WINDOW_BLOCKS,
@@ -138,7 +142,9 @@ class StreamLoader:
         self._graphs = self._stored = None
         if graphs is not None:
             self._graphs = GraphBuilder.for_mixture(self.mixture, graphs, edge_dropout, seed, graph_names)
-            self._stored = StoredGraphs.for_mixture(self.mixture, self._graphs)
+            if graphs_on == "workers":
+                self._stored = StoredGraphs.for_mixture(self.mixture, self._graphs)
+        self._graphs_on = graphs_on
         self._cost, self._window_blocks = cost, window_blocks
         self._prefetch_blocks = window_blocks if prefetch_blocks is None else prefetch_blocks
         self._place = StreamPosition()
@@ -215,10 +221,24 @@ class StreamLoader:
         self._place = place
         order, steps = self._epoch_plan(place.epoch)
         batches = self._batches(order, steps, place)
-        for batch, reached, _ in batches if self._graphs is None else self._with_graphs(batches, self._graphs):
+        if self._graphs is not None and self._graphs_on == "workers":
+            batches = self._with_graphs(batches, self._graphs)
+        for batch, reached, _ in batches:
             self._place = reached
+            if self._graphs is not None and self._graphs_on == "device":
+                self._graphs.add_seeds(batch, reached, self.rank)
             yield batch
         self._place = self._resume = StreamPosition(place.epoch + 1)
+
+    def attach_graphs(self, batch: Batch) -> Batch:
+        """The batch with its graphs; with `graphs_on="device"` they are built now, on the device of the batch.
+
+        Args:
+            batch: from this loader, or structures of one with their `edge_seeds`, on any device.
+        """
+        if self._graphs is None or self._graphs_on == "workers":
+            return batch
+        return self._graphs.attach_on_device(batch)
 
     def _batches(self, order: EpochOrder, steps: Steps, place: StreamPosition) -> Iterator[Delivery]:
         """Batches of this rank, with the place reached with each and what is stored of its graphs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import torch
 
 from jmp_data import Mixture, ShardDataset, StreamLoader, open_dataset
 from jmp_data.errors import ManifestError, MissingFileError
-from jmp_data.graphs import GRAPH_NAMES, GraphSettings, batch_four_graphs
+from jmp_data.graphs import GRAPH_NAMES, GraphSettings, batch_four_graphs, torch_batched
 from jmp_data.mixture import Subset
 from jmp_model.finetune.config import DataSettings
 from jmp_model.finetune.tasks import GraphSpec, TaskSpec
@@ -141,15 +141,31 @@ def with_graphs(batches: StreamLoader, spec: GraphSpec) -> Iterator[Any]:
 
 
 def attach(batch: Any, spec: GraphSpec) -> Any:
-    """Add the four graphs; how many neighbours are kept may depend on the size of a structure."""
-    settings: Mapping[int, GraphSettings] = {n: spec.settings(n) for n in set(batch.natoms.tolist())}
+    """Add the four graphs, built on the GPU where the batch is on one.
+
+    How many neighbours are kept may depend on the size of a structure.
+    """
+    natoms = batch.natoms.tolist()
+    settings: Mapping[int, GraphSettings] = {n: spec.settings(n) for n in set(natoms)}
+    each = [settings[n] for n in natoms]
+    return _attach_on_device(batch, each) if batch.pos.is_cuda else _attach_here(batch, each)
+
+
+def _attach_on_device(batch: Any, each: Sequence[GraphSettings]) -> Any:
+    graphs = torch_batched.batch_four_graphs(batch.pos, batch.cell, batch.pbc, batch.natoms, batch.tags, each)
+    for name, edges in graphs.items():
+        batch[f"{name}_edge_index"], batch[f"{name}_cell_offsets"] = edges.edge_index, edges.cell_offsets
+    return batch
+
+
+def _attach_here(batch: Any, each: Sequence[GraphSettings]) -> Any:
     graphs = batch_four_graphs(
         batch.pos.detach().numpy(),
         batch.cell.detach().numpy(),
         batch.pbc.numpy(),
         batch.natoms.numpy(),
         batch.tags.numpy(),
-        [settings[n] for n in batch.natoms.tolist()],
+        each,
     )
     for name in GRAPH_NAMES:
         edges = getattr(graphs, name)

@@ -12,7 +12,7 @@ from torch import nn
 from jmp_data import ShardDataset
 from jmp_data.errors import CheckpointError, ManifestError
 from jmp_model.finetune.config import DataSettings
-from jmp_model.finetune.data import SplitName, open_split, stream, with_graphs
+from jmp_model.finetune.data import SplitName, attach, open_split, stream
 from jmp_model.finetune.model import KIND, build_model, keep_heads, load_pretrained, restore_model
 from jmp_model.finetune.objective import Objective, Sums
 from jmp_model.finetune.predictions import predict_split, score
@@ -63,9 +63,9 @@ def evaluate_split(
         world_size=fabric.world_size if shared else 1,
     )
     sums = Sums({})
-    for batch in with_graphs(batches, task.graph):
+    for batch in batches:
         targets = objective.targets(batch).to(fabric.device)
-        sums.add(objective.loss(forward(fabric.to_device(batch)), targets, {})[1])
+        sums.add(objective.loss(forward(attach(fabric.to_device(batch), task.graph)), targets, {})[1])
     forward.train(was_training)
     reshard(module)
     if shared:

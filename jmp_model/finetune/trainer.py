@@ -153,11 +153,7 @@ class _Loop:
 
     def _step(self, batch: Any) -> None:
         run = self.run
-        device = run.fabric.device
-        parts = split_batch(attach(batch, run.config.task.graph), run.config.data.micro_batches)
-        micro_batches = [
-            MicroBatch(run.fabric.to_device(part), run.objective.targets(part).to(device)) for part in parts
-        ]
+        micro_batches = [self._prepare(part) for part in split_batch(batch, run.config.data.micro_batches)]
         try:
             with memory_hint(self.done, structures=run.config.batch_size, micro_batches=run.config.data.micro_batches):
                 report = run.step(self.done, micro_batches, run.rates(self.done))
@@ -167,6 +163,12 @@ class _Loop:
         self.done += 1
         self.watcher.step_done(report, run.total_steps)
         self._log(report)
+
+    def _prepare(self, part: Any) -> MicroBatch:
+        run = self.run
+        # Targets first: they are normalised on the CPU, and a batch moves in place.
+        targets = run.objective.targets(part).to(run.fabric.device)
+        return MicroBatch(attach(run.fabric.to_device(part), run.config.task.graph), targets)
 
     def _log(self, report: StepReport) -> None:
         self._window.add(report.sums)

@@ -47,6 +47,9 @@ class DataSettings(_Section):
     edge_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     graphs: dict[str, GraphEntry] = Field(default_factory=dict)
     """Per data set; those not named get 12 Å where anything is periodic and 8 Å elsewhere, 30/20/8/1000 neighbours."""
+    graphs_on: Literal["auto", "workers", "device"] = "auto"
+    """Where graphs are built: by the loader and its workers, or on the device inside the step; `auto` is the device on
+    CUDA and the workers elsewhere. The edges are the same, dropped ones too."""
 
 
 class TargetSettings(_Section):

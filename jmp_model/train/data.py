@@ -15,7 +15,7 @@ from jmp_data import Mixture, ShardDataset, StreamLoader, open_dataset
 from jmp_data.errors import ManifestError, MissingFileError
 from jmp_data.graphs import MOLECULE, PERIODIC, GraphSettings
 from jmp_data.mixture import Member, Subset
-from jmp_data.stream.edges import GraphChoice
+from jmp_data.stream.edges import GraphChoice, GraphPlace
 from jmp_model.train.config import DataSettings, GraphEntry, TargetSettings
 from jmp_model.train.losses import LossWeights
 from jmp_model.train.targets import TaskNormalizer
@@ -110,8 +110,21 @@ def graph_settings(mixture: Mixture, entries: Mapping[str, GraphEntry]) -> Graph
     return found
 
 
+def place_of_graphs(settings: DataSettings, device: torch.device) -> GraphPlace:
+    """Where a run builds its graphs."""
+    if settings.graphs_on == "auto":
+        return "device" if device.type == "cuda" else "workers"
+    return settings.graphs_on
+
+
 def training_stream(
-    mixture: Mixture, settings: DataSettings, *, seed: int, rank: int = 0, world_size: int = 1
+    mixture: Mixture,
+    settings: DataSettings,
+    *,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    graphs_on: GraphPlace = "workers",
 ) -> StreamLoader:
     """The training batches of one rank, with graphs and edge dropout.
 
@@ -132,6 +145,7 @@ def training_stream(
         num_workers=settings.num_workers,
         targets=LABELS,
         graphs=graph_settings(mixture, settings.graphs),
+        graphs_on=graphs_on,
         edge_dropout=settings.edge_dropout,
     )
 
@@ -201,6 +215,7 @@ def validation_stream(
     max_structures: int | None,
     rank: int = 0,
     world_size: int = 1,
+    graphs_on: GraphPlace = "workers",
 ) -> StreamLoader:
     """Each structure of a validation split once, in stored order, without edge dropout."""
     subsets = None if max_structures is None else {entry.name: Subset(first=max_structures)}
@@ -214,11 +229,12 @@ def validation_stream(
         shuffle=False,
         targets=LABELS,
         graphs=graph_settings(mixture, own),
+        graphs_on=graphs_on,
     )
 
 
 def split_batch(batch: Any, parts: int) -> list[Any]:
-    """Cut a batch with graphs into parts of nearly equal numbers of structures.
+    """Cut a batch, with graphs or without, into parts of nearly equal numbers of structures.
 
     Args:
         batch: `torch_geometric` batch as the training stream gives it.
@@ -232,10 +248,6 @@ def split_batch(batch: Any, parts: int) -> list[Any]:
     return [_cut(batch, first, last) for first, last in itertools.pairwise(bounds)]
 
 
-_STRUCTURE_LEVEL = ("cell", "pbc", "natoms", "energy", "dataset_index", "structure_index")
-_ATOM_LEVEL = ("pos", "atomic_numbers", "tags", "fixed", "forces")
-
-
 def _cut(batch: Any, first: int, last: int) -> Any:
     from torch_geometric.data import Batch
 
@@ -245,13 +257,13 @@ def _cut(batch: Any, first: int, last: int) -> Any:
         "batch": batch.batch[atoms] - first,
         "ptr": batch.ptr[first : last + 1] - ptr[first],
     }
-    fields |= {name: batch[name][first:last] for name in _STRUCTURE_LEVEL}
-    fields |= {name: batch[name][atoms] for name in _ATOM_LEVEL}
-    for key in batch.to_dict():
+    for key, value in batch.to_dict().items():
         if key.endswith("_edge_index"):
             offsets = key.replace("_edge_index", "_cell_offsets")
-            target = batch[key][1]
-            inside = (target >= ptr[first]) & (target < ptr[last])
-            fields[key] = batch[key][:, inside] - ptr[first]
+            inside = (value[1] >= ptr[first]) & (value[1] < ptr[last])
+            fields[key] = value[:, inside] - ptr[first]
             fields[offsets] = batch[offsets][inside]
+        elif key not in fields and not key.endswith("_cell_offsets") and torch.is_tensor(value):
+            # Where there are as many atoms as structures, both slices are the same.
+            fields[key] = value[atoms] if value.shape[0] == ptr[-1] else value[first:last]
     return Batch(**fields)

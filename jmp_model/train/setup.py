@@ -14,6 +14,7 @@ from torch import nn
 
 from jmp_data import Mixture, StreamLoader
 from jmp_data.errors import CheckpointError, ManifestError
+from jmp_data.stream.edges import GraphPlace
 from jmp_model.gemnet_oc.config import GemNetOCConfig
 from jmp_model.gemnet_oc.scaling import fit_scale_factors, scale_factors, unfitted_scales
 from jmp_model.memory import keep_freed_memory
@@ -25,6 +26,7 @@ from jmp_model.train.config import PretrainConfig
 from jmp_model.train.data import (
     check_labels,
     loss_weights,
+    place_of_graphs,
     task_normalizer,
     training_stream,
     validation_sets,
@@ -40,7 +42,7 @@ from jmp_model.train.targets import TargetNormalizer
 
 # Settings that may differ between a run and its resumption: they do not change what is computed.
 _FREE_ON_RESUME = ("hardware", "checkpoint", "validation", "val", "mix", "out", "log_every", "init_from")
-_FREE_DATA = ("num_workers", "micro_batches")
+_FREE_DATA = ("num_workers", "micro_batches", "graphs_on")
 
 
 @dataclass
@@ -105,8 +107,11 @@ def prepare(config: PretrainConfig, fabric: Fabric, *, resume: Checkpoint | None
         check_labels(member.dataset, member.name)
     normalizers = _normalizers(config, mixture, resume)
     rank, world_size = fabric.global_rank, fabric.world_size
-    stream = training_stream(mixture, config.data, seed=config.seed, rank=rank, world_size=world_size)
-    validation = _validation_streams(config, mixture, rank, world_size)
+    graphs_on = place_of_graphs(config.data, fabric.device)
+    stream = training_stream(
+        mixture, config.data, seed=config.seed, rank=rank, world_size=world_size, graphs_on=graphs_on
+    )
+    validation = _validation_streams(config, mixture, rank, world_size, graphs_on)
     total_steps = count_steps(config, len(stream))
     module = _build_model(config, mixture, resume, watcher, fabric)
     recompute_blocks(module, config.hardware.recompute)
@@ -189,7 +194,7 @@ def _normalizers(config: PretrainConfig, mixture: Mixture, resume: Checkpoint | 
 
 
 def _validation_streams(
-    config: PretrainConfig, mixture: Mixture, rank: int, world_size: int
+    config: PretrainConfig, mixture: Mixture, rank: int, world_size: int, graphs_on: GraphPlace
 ) -> list[tuple[int, StreamLoader]]:
     settings = config.validation
     batch_size = settings.batch_size or max(1, config.data.batch_size // (world_size * config.data.micro_batches))
@@ -203,6 +208,7 @@ def _validation_streams(
                 max_structures=settings.max_structures,
                 rank=rank,
                 world_size=world_size,
+                graphs_on=graphs_on,
             ),
         )
         for entry in validation_sets(mixture, config.val)

@@ -117,8 +117,13 @@ class _Loop:
     def _next(self, batches: Iterator[Any]) -> list[MicroBatch]:
         run = self.run
         parts = split_batch(next(batches), run.config.data.micro_batches)
-        device = run.fabric.device
-        return [MicroBatch(run.fabric.to_device(part), run.normalizer.normalize(part).to(device)) for part in parts]
+        return [self._prepare(part) for part in parts]
+
+    def _prepare(self, part: Any) -> MicroBatch:
+        run = self.run
+        # Targets first: they are normalised on the CPU, and a batch moves in place.
+        targets = run.normalizer.normalize(part).to(run.fabric.device)
+        return MicroBatch(run.stream.attach_graphs(run.fabric.to_device(part)), targets)
 
     def _step(self, micro_batches: list[MicroBatch]) -> StepReport:
         data = self.run.config.data

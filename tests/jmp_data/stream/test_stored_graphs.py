@@ -63,6 +63,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kinds = [(layer, "zarr") for layer in ("none", *LAYERS)] + [(layer, "webdataset") for layer in IN_WEBDATASET]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["jmp_data.shards.write_dataset"], "Layout", lambda: small)
+        patch.setattr("os.fsync", lambda descriptor: None)  # hundreds of them, seconds on a busy disk
         for name, make in STRUCTURES.items():
             structures = make()
             for layer, format in kinds:
@@ -227,8 +228,8 @@ def test_stored_beside_not_stored(written: Path) -> None:
     assert_same_batches(stream, StreamLoader(without_layers(written, layers), **options))
 
 
-@pytest.mark.parametrize("layers", [{"slabs": "all", "mixed": "none"}, {"mixed": "all", "slabs": "all"}])
-def test_workers_serve_the_same(written: Path, layers: dict[str, str]) -> None:
+def test_workers_serve_the_same(written: Path) -> None:
+    layers = {"slabs": "all", "mixed": "none"}
     options = {"batch_size": 5, "graphs": PERIODIC, "window_blocks": 2}
     expected = list(StreamLoader(without_layers(written, layers), **options))
     here = mixture(written, layers)
