@@ -12,22 +12,8 @@ import torch
 import torch.fx.experimental._config
 from torch import nn
 
-from jmp_data.errors import ManifestError
 from jmp_model.gemnet_oc.interaction import InteractionBlock
 from jmp_model.gemnet_oc.output import OutputBlock
-
-
-def check_device(device: torch.device) -> None:
-    """Refuse to compile for a CPU, where torch takes minutes to make its C++ code.
-
-    Raises:
-        ManifestError: names the setting.
-    """
-    if device.type == "cpu":
-        raise ManifestError(
-            "hardware.compile is for GPUs: on a CPU making the compiled code takes minutes, and no run was seen to get "
-            "through it; leave the setting out"
-        )
 
 
 def compile_blocks(model: nn.Module) -> None:

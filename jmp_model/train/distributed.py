@@ -12,7 +12,6 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-from jmp_model.train.compilation import check_device
 from jmp_model.train.config import HardwareSettings
 
 _OTHER_ENTRIES = ("energy_features", "force_features")
@@ -23,25 +22,19 @@ def build_fabric(settings: HardwareSettings) -> Fabric:
     """Build Fabric; under `torchrun` the number of devices and nodes is taken from it.
 
     The caller still has to call `launch()`.
-
-    Raises:
-        ManifestError: a setting that the device does not support.
     """
     torch.set_float32_matmul_precision(settings.matmul_precision)
     devices, nodes = settings.devices, settings.num_nodes
     if "TORCHELASTIC_RUN_ID" in os.environ:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
-    fabric = Fabric(
+    return Fabric(
         accelerator=settings.accelerator,
         devices=devices,
         num_nodes=nodes,
         precision=settings.precision,
         strategy=_strategy(settings, devices, nodes),
     )
-    if settings.compile:
-        check_device(fabric.device)
-    return fabric
 
 
 def _strategy(settings: HardwareSettings, devices: int | str, nodes: int) -> Any:
