@@ -30,7 +30,7 @@ NO_SIZES: Mapping[str, int] = MappingProxyType({})
 class _Shard(NamedTuple):
     """What is known of a shard file: its index, and all of it, if it is small and far away."""
 
-    entries: npt.NDArray[Any]
+    extents: npt.NDArray[Any]
     content: bytes
 
 
@@ -65,8 +65,8 @@ class ShardChunks:
         found: dict[str, bytes] = {}
         spans = []
         for file in files:
-            index, content = shards[file]
-            offset, nbytes = (int(value) for value in index[block])
+            extents, content = shards[file]
+            offset, nbytes = (int(value) for value in extents[block])
             if offset == zarr_codec.ABSENT:
                 raise ShardError(f"{where[file]}: block is absent from the shard file")
             if content:
