@@ -259,8 +259,10 @@ class Experiment:
 
     @cached_property
     def _task(self) -> TaskSpec:
-        assert self.spec.finetune is not None
-        return find_task(self.spec.finetune.task)
+        spec = self.spec.finetune
+        assert spec is not None
+        task = find_task(spec.task)
+        return task if spec.tiny_forces is None or not self._is_tiny else task.with_forces(spec.tiny_forces)
 
     @property
     def _is_tiny(self) -> bool:

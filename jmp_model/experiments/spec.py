@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jmp_data.errors import ManifestError
+from jmp_model.finetune.tasks import Forces
 from jmp_model.train.config import parse_settings, read_recipe, recipe_names
 
 
@@ -46,6 +47,8 @@ class FinetuneSpec(_Section):
     """Changes to the recipe, as dotted keys."""
     tiny: dict[str, Any] = Field(default_factory=dict)
     """The same, for the tiny model alone: the published recipe is for models a hundred times larger."""
+    tiny_forces: Forces | None = None
+    """How the tiny model makes forces; None: as published for the task."""
     tiny_rates: tuple[float, ...] = ()
     """Base learning rates that the tiny model may take. Each variant takes the one that gives it the lowest error on
     the validation split with the first seed. None given: that of the recipe."""
