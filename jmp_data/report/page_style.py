@@ -100,7 +100,7 @@ svg.definitions { position: absolute; width: 0; height: 0; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(165px, 1fr)); gap: 18px 16px; }
 figure { margin: 0; min-width: 0; }
 figcaption { font-size: 13px; line-height: 1.4; margin-top: 6px; text-align: center; }
-figcaption b { font-weight: 600; }
+figcaption b { font-weight: 600; overflow-wrap: anywhere; }
 figcaption span { display: block; color: var(--faint); font-size: 11.5px; overflow-wrap: anywhere; }
 .picture .atom { stroke: color-mix(in srgb, #000 45%, transparent); stroke-width: 0.5; }
 .picture .fog { fill: var(--card); }

@@ -92,11 +92,11 @@ def not_run(rows: Sequence[ResultRow]) -> list[str]:
 
 
 def _summaries(folder: Path) -> list[dict[str, Any]]:
-    found = sorted(folder.rglob(SUMMARY_FILE))
+    loaded = [json.loads(path.read_text()) for path in sorted(folder.rglob(SUMMARY_FILE))]
+    found = [summary for summary in loaded if "task" in summary]  # data sets and pre-training have summaries too
     if not found:
-        raise ManifestError(f"{folder}: no finished fine-tuning run here ({SUMMARY_FILE} is missing)")
-    loaded = [json.loads(path.read_text()) for path in found]
-    return [summary for summary in loaded if "task" in summary]
+        raise ManifestError(f"{folder}: no finished fine-tuning run here (no {SUMMARY_FILE} of one)")
+    return found
 
 
 def _row(task: str, from_scratch: bool, summaries: list[dict[str, Any]]) -> ResultRow:

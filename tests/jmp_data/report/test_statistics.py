@@ -1,5 +1,4 @@
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -123,10 +122,14 @@ def test_a_large_split_is_sampled_evenly_and_counted_exactly(structures: list[St
 
 
 def test_the_sample_of_a_huge_split_is_bounded() -> None:
-    sizes = np.full(100_000, 1200)
-    fake: Any = SimpleNamespace(block_structures=sizes)
-    type(fake).__len__ = lambda self: 120_000_000
-    sample = choose_blocks(fake)
+    class Huge:
+        block_structures = np.full(100_000, 1200)
+
+        def __len__(self) -> int:
+            return 120_000_000
+
+    huge: Any = Huge()
+    sample = choose_blocks(huge)
     assert 19_000 <= sample.structures <= 21_000
     gaps = np.diff(sample.blocks)
     assert gaps.max() - gaps.min() <= 1

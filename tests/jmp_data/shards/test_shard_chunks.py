@@ -26,7 +26,7 @@ def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 def requests_of_all_blocks(site: Path) -> int:
     with serve(site) as (url, trouble):
         dataset = open_dataset(f"{url}/set/train")
-        len(dataset)
+        assert len(dataset.block_ptr) == dataset.num_blocks + 1  # read once, and no part of what is counted
         before = trouble.requests
         with ThreadPoolExecutor(8) as threads:
             blocks = list(threads.map(dataset.read_block, range(dataset.num_blocks)))

@@ -236,18 +236,18 @@ def test_time_used_up_ends_with_an_evaluation(root: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("task", [force_task(), scalar_task()], ids=["forces", "gap"])
 def test_nonfinite_loss_names_the_structures_and_can_be_replayed(root: Path, tmp_path: Path, monkeypatch, task) -> None:
-    original = trainer.attach
+    original = trainer.split_batch
     calls = []
 
-    def poisoned(batch, graph):
+    def poisoned(batch, parts):
         calls.append(1)
         if len(calls) == 2:
             batch[task.column(task.primary)].view(-1)[0] = float("inf")
-        return original(batch, graph)
+        return original(batch, parts)
 
     config = small_config(task, root, tmp_path / "run", steps=3)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "attach", poisoned)
+        patch.setattr(trainer, "split_batch", poisoned)
         with pytest.raises(NonFiniteError, match=r"step 1: the loss is (inf|nan).*small\[\d+\] molecule") as caught:
             finetune(config)
     folder = config.out / "nonfinite" / "step-00000001"
