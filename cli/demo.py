@@ -20,7 +20,7 @@ SOURCES = ("oc20", "oc22", "ani1x", "transition1x")
 HELD_OUT = "rmd17:ethanol"
 HELD_OUT_SPLITS = ("train", "val", "test")
 EXPERIMENT = "scratch_or_fine_tuned"
-STEPS = 1500
+STEPS = 600
 _MOST_WORKERS = 4
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -36,6 +36,8 @@ def demo(
 ) -> None:
     """Raw demo archives → shards → mixture → pre-trained tiny model → fine-tuned beside trained from scratch."""
     start = time.monotonic()
+    # Before torch is imported: the operations of the tiny model are too small to be worth sharing between threads.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     raw, shards, mix, run, claim = (
         str(folder / name) for name in ("raw", "shards", "mix.yaml", "pretrain", "experiment")
     )

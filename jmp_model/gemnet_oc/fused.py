@@ -1,7 +1,7 @@
 """Runs of dense layers as single autograd nodes that keep little and touch memory seldom.
 
 A node keeps what is expensive to get back (matrix products of full width) and recomputes what is cheap (activations,
-products with the few radial features). On the CPU its products go through oneDNN, which here beats the default BLAS.
+products with the few radial features).
 Each node has a plain twin of ordinary operations. Second derivatives are taken of the twin, and it is what runs inside
 `plain_layers()`: under `torch.compile`, or where forces are gradients and are trained on.
 
@@ -22,9 +22,6 @@ SILU_GAIN = 1 / 0.6
 INV_SQRT_2 = 0.5**0.5
 
 _plain = False
-_ONEDNN = bool(torch.backends.mkldnn.is_available()) and hasattr(  # type: ignore[no-untyped-call]
-    torch.ops.mkldnn, "_linear_pointwise"
-)
 
 
 @contextmanager
@@ -43,25 +40,25 @@ def layers_are_plain() -> bool:
     return _plain
 
 
-def _uses_onednn(x: Tensor) -> bool:
-    suitable = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
-    return _ONEDNN and suitable and not torch.is_grad_enabled()
-
-
 def times(x: Tensor, weight: Tensor) -> Tensor:
     """x·weightᵀ, for use inside nodes."""
-    if _uses_onednn(x):
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.contiguous(), None, "none", [], "")
-        return out
-    return functional.linear(x, weight)
+    return torch.mm(x, _right_factor(weight))
 
 
 def times_plus(x: Tensor, weight: Tensor, other: Tensor) -> Tensor:
-    """x·weightᵀ + other, for use inside nodes; other is contiguous."""
-    if _uses_onednn(x):
-        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, weight.contiguous(), None, "add")
-        return out
-    return functional.linear(x, weight).add_(other)
+    """x·weightᵀ + other, for use inside nodes."""
+    return torch.addmm(other, x, _right_factor(weight))
+
+
+def _right_factor(weight: Tensor) -> Tensor:
+    """weightᵀ; on a CPU laid out in rows, which makes a product with many rows a tenth faster than the copy costs."""
+    return weight.t() if weight.is_cuda else weight.t().contiguous()
+
+
+def weight_gradient(dz: Tensor, x: Tensor) -> Tensor:
+    """dzᵀ·x, for use inside nodes: what z = x·weightᵀ gives its weight."""
+    # A BLAS splits the rows of the result among its threads, so these should be the long side.
+    return dz.t() @ x if x.shape[1] >= dz.shape[1] else (x.t() @ dz).t()
 
 
 def silu_backward(grad: Tensor, z: Tensor) -> Tensor:
@@ -127,7 +124,7 @@ class _DenseSiLU(torch.autograd.Function):
             return twin_gradients(ctx, _dense_silu, (x, weight, ctx.gain), grads[0])
         dz = silu_backward(grads[0], z)
         dx = times(dz, (weight * ctx.gain).t()) if ctx.needs_input_grad[0] else None
-        dw = (dz.t() @ x).mul_(ctx.gain) if ctx.needs_input_grad[1] else None
+        dw = weight_gradient(dz, x).mul_(ctx.gain) if ctx.needs_input_grad[1] else None
         return dx, dw, None
 
 
@@ -166,7 +163,8 @@ class _Residuals(torch.autograd.Function):
             z1 = times(x, first)
             z2 = times(functional.silu(z1), second)
             kept += [x, z1, z2]
-            x = torch.add(x, functional.silu(z2), alpha=_step(index))
+            message = functional.silu(z2)
+            x = torch.add(x, message, alpha=_step(index), out=message)
         ctx.save_for_backward(*weights, *kept)
         return x.mul_(INV_SQRT_2 ** (len(weights) // 2))
 
@@ -183,9 +181,9 @@ class _Residuals(torch.autograd.Function):
             first, second = weights[2 * index : 2 * index + 2]
             x, z1, z2 = kept[3 * index : 3 * index + 3]
             d2 = silu_backward(d, z2)
-            dsecond = (d2.t() @ functional.silu(z1)).mul_(_step(index) * divisor)
+            dsecond = weight_gradient(d2, functional.silu(z1)).mul_(_step(index) * divisor)
             d1 = silu_backward_(times(d2, (second * _step(index)).t()), z1)
-            gradients = [(d1.t() @ x).mul_(divisor), dsecond, *gradients]
+            gradients = [weight_gradient(d1, x).mul_(divisor), dsecond, *gradients]
             d = times_plus(d1, first.t(), d)
         return d.mul_(divisor), *gradients
 
@@ -219,10 +217,10 @@ class _ModulatedProjection(torch.autograd.Function):
             return twin_gradients(ctx, _modulated_projection, ctx.saved_tensors, grads[0])
         w = times(radial, radial_weight)
         dproduct = times(grads[0], out_weight.t())
-        dout = grads[0].t() @ (x * w)
+        dout = weight_gradient(grads[0], x * w)
         dx = w.mul_(dproduct)
         dw = dproduct.mul_(x)
-        return dx, dw @ radial_weight, dw.t() @ radial, dout
+        return dx, dw @ radial_weight, weight_gradient(dw, radial), dout
 
 
 def dense_modulated_projection(
@@ -252,12 +250,12 @@ class _DenseModulated(torch.autograd.Function):
         if torch.is_grad_enabled():
             return twin_gradients(ctx, _dense_modulated, ctx.saved_tensors[:5], grads[0])
         a, w = functional.silu(z), times(radial, radial_weight)
-        dout = grads[0].t() @ (a * w)
+        dout = weight_gradient(grads[0], a * w)
         dproduct = times(grads[0], out_weight.t())
         dz = silu_backward_(w.mul_(dproduct), z)
         dw = dproduct.mul_(a)
         dx = times(dz, weight.t()) if ctx.needs_input_grad[0] else None
-        return dx, dz.t() @ x, dw @ radial_weight, dw.t() @ radial, dout
+        return dx, weight_gradient(dz, x), dw @ radial_weight, weight_gradient(dw, radial), dout
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -300,7 +298,7 @@ class _AddMessage(torch.autograd.Function):
             dy, dweight = torch.autograd.grad(message, (y, weight), at_rows, create_graph=True)
             return grad, dy, dweight, None, None
         dz = silu_backward(at_rows, times(y, weight))
-        return grad, dz @ (weight * gain), (dz.t() @ y).mul_(gain), None, None
+        return grad, dz @ (weight * gain), weight_gradient(dz, y).mul_(gain), None, None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -346,7 +344,7 @@ class _Perceptron(torch.autograd.Function):
         for index in reversed(range(ctx.num_layers)):
             weight, bias = layers[2 * index], layers[2 * index + 1]
             source = functional.silu(kept[index - 1]) if index else x
-            gradients = [dz.t() @ source, None if bias is None else dz.sum(0), *gradients]
+            gradients = [weight_gradient(dz, source), None if bias is None else dz.sum(0), *gradients]
             if index:
                 dz = silu_backward_(times(dz, weight.t()), kept[index - 1])
         dx = times(dz, layers[0].t()) if ctx.needs_input_grad[0] else None
