@@ -20,7 +20,7 @@ SOURCES = ("oc20", "oc22", "ani1x", "transition1x")
 HELD_OUT = "rmd17:ethanol"
 HELD_OUT_SPLITS = ("train", "val", "test")
 EXPERIMENT = "scratch_or_fine_tuned"
-STEPS = 600
+STEPS = 1200
 _MOST_WORKERS = 4
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jmp_data.errors import ManifestError
+from jmp_model.denormals import flushed_denormals
 from jmp_model.finetune.config import FinetuneConfig
 from jmp_model.finetune.data import SplitName, attach
 from jmp_model.finetune.evaluate import evaluate_split
@@ -44,6 +45,7 @@ SUMMARY_FILE = "summary.json"
 _FREE_ON_RESUME = ("hardware", "out", "log_every", "report", "start")
 
 
+@flushed_denormals()
 def finetune(config: FinetuneConfig, *, resume: bool = False, watcher: FinetuneWatcher | None = None) -> FinetuneResult:
     """Run the fine-tuning recipe on one task, fold and seed.
 

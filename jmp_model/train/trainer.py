@@ -13,6 +13,7 @@ import torch
 
 from jmp_data import ShardDataset
 from jmp_data.errors import ManifestError
+from jmp_model.denormals import flushed_denormals
 from jmp_model.train.checkpoint import (
     Checkpoint,
     checkpoint_folder,
@@ -39,6 +40,7 @@ from jmp_model.train.validate import validate
 SUMMARY_FILE = "summary.json"
 
 
+@flushed_denormals()
 def pretrain(config: PretrainConfig, *, resume: bool = False, watcher: Watcher | None = None) -> PretrainResult:
     """Run the pre-training recipe.
 
