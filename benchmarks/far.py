@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import multiprocessing
 import os
 import re
@@ -17,8 +18,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.sharedctypes import Synchronized
-from typing import Any
 
 _PIPE_BYTES = 1 << 20
 _HEAD_BYTES = 1 << 16
@@ -41,15 +40,14 @@ class Network:
 
 
 @contextlib.contextmanager
-def networks(ways: Sequence[tuple[Network, int]]) -> Iterator[list[tuple[int, Any]]]:
-    """Run proxies for (network, port of the server); yields (port, counter of requests) of each."""
+def networks(ways: Sequence[tuple[Network, int]]) -> Iterator[list[int]]:
+    """Run proxies for (network, port of the server); yields the port of each."""
     context = multiprocessing.get_context("spawn")
-    counters = [context.Value("q", 0) for _ in ways]
     listeners = [socket.create_server(("127.0.0.1", 0), backlog=512) for _ in ways]
-    process = context.Process(target=_serve, args=(listeners, ways, counters), daemon=True)
+    process = context.Process(target=_serve, args=(listeners, ways), daemon=True)
     process.start()
     try:
-        yield [(listener.getsockname()[1], counter) for listener, counter in zip(listeners, counters, strict=True)]
+        yield [listener.getsockname()[1] for listener in listeners]
     finally:
         process.kill()
         process.join()
@@ -57,18 +55,19 @@ def networks(ways: Sequence[tuple[Network, int]]) -> Iterator[list[tuple[int, An
             listener.close()
 
 
-def _serve(listeners: list[socket.socket], ways: list[tuple[Network, int]], counters: list[Any]) -> None:
-    for listener, (network, port), counter in zip(listeners, ways, counters, strict=True):
-        threading.Thread(target=_accept, args=(listener, network, port, counter)).start()
+def _serve(listeners: list[socket.socket], ways: list[tuple[Network, int]]) -> None:
+    for listener, (network, port) in zip(listeners, ways, strict=True):
+        threading.Thread(target=_accept, args=(listener, network, port)).start()
 
 
-def _accept(listener: socket.socket, network: Network, port: int, counter: Synchronized[int]) -> None:
+def _accept(listener: socket.socket, network: Network, port: int) -> None:
+    requests = itertools.count(1)
     while True:
         client, _ = listener.accept()
-        threading.Thread(target=_connect, args=(client, network, port, counter), daemon=True).start()
+        threading.Thread(target=_connect, args=(client, network, port, requests), daemon=True).start()
 
 
-def _connect(client: socket.socket, network: Network, port: int, counter: Synchronized[int]) -> None:
+def _connect(client: socket.socket, network: Network, port: int, requests: Iterator[int]) -> None:
     with client, socket.create_connection(("127.0.0.1", port)) as server, contextlib.suppress(OSError):
         for end in (client, server):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -76,9 +75,7 @@ def _connect(client: socket.socket, network: Network, port: int, counter: Synchr
         fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         try:
             while request := _receive_head(client):
-                with counter.get_lock():
-                    counter.value += 1
-                    number = counter.value
+                number = next(requests)
                 time.sleep(network.latency)
                 trouble = number % network.trouble_every if network.trouble_every else -1
                 if trouble == 0:

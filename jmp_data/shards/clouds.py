@@ -18,8 +18,8 @@ def aws_settings(bucket: str) -> tuple[dict[str, Any], Callable[[], dict[str, An
     Raises:
         ValueError: the files of these tools are wrong, or lack the profile that is asked for.
     """
-    import botocore.exceptions
-    import botocore.session
+    import botocore.exceptions  # type: ignore[import-untyped]
+    import botocore.session  # type: ignore[import-untyped]
 
     session = botocore.session.get_session()
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")

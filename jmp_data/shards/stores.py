@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 from jmp_data.errors import MissingFileError, ShardError
 from jmp_data.shards.range_cache import RangeCache
-from jmp_data.shards.transports import Span, Transport, open_transport
+from jmp_data.shards.transports import Payload, Span, Transport, open_transport
 
-_ATTEMPTS = 9  # to read; a minute, so that a run outlives a server's restart
-_OPEN_ATTEMPTS = 5  # to open; a wrong address is told sooner
-_FIRST_PAUSE = 0.2  # seconds; doubles with each attempt
+_ATTEMPTS = 11  # to read; a minute, so that a run outlives a server's restart
+_OPEN_ATTEMPTS = 7  # to open; a wrong address is told sooner
+_FIRST_PAUSE = 0.05  # seconds; doubles with each attempt
 
 
 class AbsentFileError(ShardError, FileNotFoundError):
@@ -34,8 +34,8 @@ class Store(Protocol):
         """Bytes [start, stop) of a file; a negative start counts from the end. Raises ShardError if it is missing."""
         ...
 
-    def read_many(self, spans: Sequence[Span]) -> list[bytes]:
-        """Several ranges, concurrently where that pays."""
+    def read_many(self, spans: Sequence[Span]) -> Sequence[Payload]:
+        """Several ranges, concurrently where that pays; as the transport has them, which saves copying large ones."""
         ...
 
     def local_path(self, name: str) -> Path | None:
@@ -94,16 +94,16 @@ class RemoteStore:
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """See `Store.read`."""
-        return self.read_many([Span(name, start, stop)])[0]
+        return bytes(self.read_many([Span(name, start, stop)])[0])
 
-    def read_many(self, spans: Sequence[Span]) -> list[bytes]:
+    def read_many(self, spans: Sequence[Span]) -> list[Payload]:
         """See `Store.read_many`.
 
         Raises:
             ShardError: a file is missing, access is refused, or the range still fails after several attempts.
         """
         cache, origin = (self.cache if self.version else None), f"{self.url} {self.version}"
-        found: dict[int, bytes] = {}
+        found: dict[int, Payload] = {}
         if cache is not None:
             cached = {number: cache.get(origin, *span) for number, span in enumerate(spans)}
             found = {number: payload for number, payload in cached.items() if payload is not None}
@@ -114,9 +114,9 @@ class RemoteStore:
                 cache.put(origin, *spans[number], payload)
         return [found[number] for number in range(len(spans))]
 
-    def _fetch(self, spans: Sequence[Span]) -> list[bytes]:
+    def _fetch(self, spans: Sequence[Span]) -> list[Payload]:
         """Ask until every range is there."""
-        results: dict[int, bytes] = {}
+        results: dict[int, Payload] = {}
         problem: object = None
         attempts = _ATTEMPTS if self.version else _OPEN_ATTEMPTS
         for attempt in range(attempts):
@@ -127,7 +127,7 @@ class RemoteStore:
                 time.sleep(_FIRST_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
             for number, answer in zip(left, self._transport().fetch([spans[n] for n in left]), strict=True):
                 payload = self._checked(spans[number], answer)
-                if isinstance(payload, bytes):
+                if isinstance(payload, bytes | memoryview):
                     results[number] = payload
                 else:
                     problem = payload
@@ -136,7 +136,7 @@ class RemoteStore:
         failed = next(spans[number] for number in range(len(spans)) if number not in results)
         raise ShardError(f"{self.url}/{failed.name}: cannot be read after {attempts} attempts ({problem})")
 
-    def _checked(self, span: Span, answer: bytes | Exception) -> bytes | Exception | str:
+    def _checked(self, span: Span, answer: Payload | Exception) -> Payload | Exception | str:
         """The range that was asked for, or what is wrong and may pass; raises where asking again cannot help."""
         if isinstance(answer, FileNotFoundError):
             raise AbsentFileError(f"{self.url}/{span.name}: file is missing")

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from jmp_data.errors import ManifestError, MissingExtraError
@@ -45,10 +45,14 @@ class Span(NamedTuple):
         return -self.start if self.start is not None and self.start < 0 else None
 
 
+Payload: TypeAlias = bytes | memoryview
+"""Bytes of a range, read-only. They may lie in obstore's memory: copying them costs as much as receiving them."""
+
+
 class Transport(Protocol):
     """Asks for bytes of files below one URL."""
 
-    def fetch(self, spans: Sequence[Span]) -> list[bytes | Exception]:
+    def fetch(self, spans: Sequence[Span]) -> list[Payload | Exception]:
         """Each range, or why there is none: FileNotFoundError, PermissionError, or anything that may pass."""
         ...
 
@@ -87,16 +91,17 @@ class ObstoreTransport:
     def __init__(self, url: str) -> None:
         import obstore
 
-        self._get, self._get_range = obstore.get, obstore.get_range
+        untyped: Any = obstore  # where it is not installed, its types are not either
+        self._get, self._get_range = untyped.get, untyped.get_range
         self._store, self._url = _obstore_of(url), url
         self._threads = ThreadPoolExecutor(_REQUESTS, thread_name_prefix="jmp-requests")
 
-    def fetch(self, spans: Sequence[Span]) -> list[bytes | Exception]:
+    def fetch(self, spans: Sequence[Span]) -> list[Payload | Exception]:
         """See `Transport.fetch`."""
         others = [self._threads.submit(self._fetch_one, span) for span in spans[1:]]
         return [self._fetch_one(span) for span in spans[:1]] + [other.result() for other in others]
 
-    def _fetch_one(self, span: Span) -> bytes | Exception:
+    def _fetch_one(self, span: Span) -> Payload | Exception:
         from obstore import exceptions
 
         try:
@@ -108,15 +113,15 @@ class ObstoreTransport:
         except Exception as error:  # noqa: BLE001 - what it is, its text says
             return OSError(_first_line(error))
 
-    def _ask(self, span: Span) -> bytes:
+    def _ask(self, span: Span) -> Payload:
         name, start, stop = span
         if span.length == 0:
             return b""
         try:
             if start is not None and stop is not None and start >= 0:
-                return bytes(self._get_range(self._store, name, start=start, end=stop))
+                return memoryview(self._get_range(self._store, name, start=start, end=stop))
             ranges = {} if start is None else {"range": {"suffix": -start} if start < 0 else {"offset": start}}
-            return bytes(self._get(self._store, name, options=ranges).bytes())
+            return memoryview(self._get(self._store, name, options=ranges).bytes())
         except Exception as error:
             if not self._url.startswith("http") or not _asks_too_much(error):
                 raise
@@ -131,7 +136,7 @@ class FsspecTransport:
 
         self._filesystem, self._root = fsspec.core.url_to_fs(url)
 
-    def fetch(self, spans: Sequence[Span]) -> list[bytes | Exception]:
+    def fetch(self, spans: Sequence[Span]) -> list[Payload | Exception]:
         """See `Transport.fetch`."""
         paths = [f"{self._root}/{span.name}" for span in spans]
         starts, stops = [span.start for span in spans], [span.stop for span in spans]
@@ -160,12 +165,12 @@ class HelperTransport:
         self._connection, self._turn = Connection(ours.detach()), threading.Lock()
         self._connection.send(url)
 
-    def fetch(self, spans: Sequence[Span]) -> list[bytes | Exception]:
+    def fetch(self, spans: Sequence[Span]) -> list[Payload | Exception]:
         """See `Transport.fetch`."""
         with self._turn:
             try:
                 self._connection.send(list(spans))
-                answers: list[bytes | Exception] = self._connection.recv()
+                answers: list[Payload | Exception] = self._connection.recv()
             except (EOFError, OSError) as error:
                 return [OSError(f"the process that reads for a forked one has ended ({error!r})")] * len(spans)
         return answers
@@ -181,15 +186,17 @@ def answer() -> None:
     try:
         transport = open_transport(connection.recv())
         while True:
-            connection.send(transport.fetch(connection.recv()))
+            answers = transport.fetch(connection.recv())
+            connection.send([bytes(each) if isinstance(each, memoryview) else each for each in answers])
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
 
 def _obstore_of(url: str) -> Any:
     """obstore's store of the files below a URL. It tries once, and only silence ends a slow answer."""
-    from obstore import store
+    from obstore import store as kinds
 
+    store: Any = kinds  # see `ObstoreTransport`
     parts = urlsplit(url)
     client: dict[str, Any] = {"timeout": "1 day", "connect_timeout": f"{STALL} s", "read_timeout": f"{STALL} s"}
     once = {"max_retries": 0}
@@ -200,11 +207,9 @@ def _obstore_of(url: str) -> Any:
         return store.HTTPStore(url, client_options={**client, "allow_http": True}, retry_config=once)
     bucket, prefix = parts.netloc, parts.path.strip("/") or None
     if parts.scheme in ("s3", "s3a"):
-        settings, provider = aws_settings(bucket)
-        kind = store.S3Store
+        kind, (settings, provider) = store.S3Store, aws_settings(bucket)
     else:
-        settings, provider = google_settings(), None
-        kind = store.GCSStore
+        kind, settings, provider = store.GCSStore, google_settings(), None
     server = settings.get("endpoint", settings.get("base_url", ""))
     return kind(
         bucket,
