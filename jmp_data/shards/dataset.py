@@ -26,7 +26,7 @@ from jmp_data.shards.formats import BlockReader, block_reader, digest, digest_fi
 from jmp_data.shards.graph_layer import GraphLayer
 from jmp_data.shards.layout import SOURCE_ID
 from jmp_data.shards.manifest import MANIFEST_NAME, DatasetManifest
-from jmp_data.shards.stores import AbsentFileError, FsspecStore, LocalStore, Store, open_store
+from jmp_data.shards.stores import AbsentFileError, LocalStore, RemoteStore, Store, open_store
 from jmp_data.shards.summary import SUMMARY_FILE, DatasetSummary
 
 if TYPE_CHECKING:
@@ -294,6 +294,6 @@ def open_dataset(path: str | Path) -> ShardDataset:
         payload = _read_manifest(store, str(path))
         manifest = DatasetManifest.from_bytes(payload, where=f"{path}/{MANIFEST_NAME}")
         summary = DatasetSummary.of(manifest, payload)
-    if isinstance(store, FsspecStore):
+    if isinstance(store, RemoteStore):
         store.version = summary.content_sha256 + str(summary.graphs.get("content_sha256", ""))
     return ShardDataset(store, summary, manifest)

@@ -21,6 +21,7 @@ from jmp_data.shards.layout import NATOMS, SOURCE_ID, Format, Layout, stored_col
 from jmp_data.shards.manifest import FileDigest
 from jmp_data.shards.shard_chunks import NO_SIZES, ShardChunks
 from jmp_data.shards.stores import Store
+from jmp_data.shards.transports import Span
 
 Array = npt.NDArray[Any]
 
@@ -203,7 +204,7 @@ class TarBlockReader:
         _, offset, nbytes = extent
         name = f"shard-{shard:06d}.tar"
         where = f"{self._store.url}: shard {shard} ({name}), block {block}"
-        payload = self._store.read(name, offset, offset + nbytes)
+        (payload,) = self._store.read_many([Span(name, offset, offset + nbytes)])
         if len(payload) != nbytes:
             raise ShardError(f"{where}: file is truncated")
         wanted: dict[str, tuple[np.dtype[Any] | None, tuple[int, ...]]] = {NATOMS.name: (np.dtype("<i4"), ())}

@@ -67,13 +67,13 @@ class RangeCache:
             os.utime(path)
         return payload
 
-    def put(self, origin: str, name: str, start: int | None, stop: int | None, payload: bytes) -> None:
+    def put(self, origin: str, name: str, start: int | None, stop: int | None, payload: bytes | memoryview) -> None:
         """Keep a range; a full disk only means that it is not kept."""
         path = self._path(origin, name, start, stop)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(payload + _CRC.pack(google_crc32c.value(payload)))
+            temporary.write_bytes(b"".join((payload, _CRC.pack(google_crc32c.value(bytes(payload))))))
             temporary.replace(path)
         except OSError:
             with contextlib.suppress(OSError):

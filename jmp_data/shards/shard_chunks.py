@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from jmp_data.errors import ShardError
 from jmp_data.shards import zarr_codec
-from jmp_data.shards.stores import Span, Store
+from jmp_data.shards.stores import Store
+from jmp_data.shards.transports import Payload, Span
 
 _CACHED_INDEXES = 4096
 _WHOLE_BYTES = 256 << 10
@@ -50,7 +51,7 @@ class ShardChunks:
         self._change = threading.Lock()
         self._asked: dict[tuple[str, ...], Future[dict[str, _Shard]]] = {}
 
-    def read(self, block: int, files: Sequence[str], where: Mapping[str, str]) -> list[bytes]:
+    def read(self, block: int, files: Sequence[str], where: Mapping[str, str]) -> list[Payload]:
         """The chunk of one block in each of several files, checksum still on it.
 
         Args:
@@ -62,7 +63,7 @@ class ShardChunks:
             ShardError: a file is missing, its index is damaged, or it has no chunk for this block.
         """
         shards = self._load(files, where)
-        found: dict[str, bytes] = {}
+        found: dict[str, Payload] = {}
         spans = []
         for file in files:
             extents, content = shards[file]
@@ -105,7 +106,7 @@ class ShardChunks:
 
     def _ask(self, unknown: Sequence[str], shards: dict[str, _Shard], where: Mapping[str, str]) -> None:
         """Add what the store says of unknown files."""
-        tails = self._store.read_many([self._tail(file) for file in unknown])
+        tails = [bytes(tail) for tail in self._store.read_many([self._tail(file) for file in unknown])]
         nbytes = zarr_codec.index_nbytes(self._blocks)
         for file, tail in zip(unknown, tails, strict=True):
             index = zarr_codec.decode_index(tail[-nbytes:], self._blocks, where=where[file])

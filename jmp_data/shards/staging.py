@@ -27,7 +27,8 @@ from jmp_data.shards.graph_layer.writer import LayerShardWriter
 from jmp_data.shards.layout import Format, Layout
 from jmp_data.shards.manifest import ShardRecord
 from jmp_data.shards.packing import repack
-from jmp_data.shards.stores import LocalStore, Span
+from jmp_data.shards.stores import LocalStore
+from jmp_data.shards.transports import Payload, Span
 
 BUILD_FOLDER = ".build"
 PART_RECORD = "part.json"
@@ -94,7 +95,7 @@ class StagedStore:
         """See `Store.read`."""
         return self._store.read(self._staged(name), start, stop)
 
-    def read_many(self, spans: Sequence[Span]) -> list[bytes]:
+    def read_many(self, spans: Sequence[Span]) -> Sequence[Payload]:
         """See `Store.read_many`."""
         return self._store.read_many([span._replace(name=self._staged(span.name)) for span in spans])
 

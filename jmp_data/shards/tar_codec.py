@@ -51,7 +51,7 @@ def encode_block(number: int, arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
     return b"".join(_member(f"{number:06d}.{name}", payload) for name, payload in members.items())
 
 
-def _iter_members(block: bytes, where: str) -> dict[str, memoryview]:
+def _iter_members(block: bytes | memoryview, where: str) -> dict[str, memoryview]:
     view, offset, members = memoryview(block), 0, {}
     while offset < len(block):
         name = bytes(view[offset : offset + 100]).rstrip(b"\0").decode("ascii", "replace")
@@ -99,7 +99,7 @@ def check_block(block: bytes, number: int, *, where: str) -> list[str]:
 
 
 def decode_block(
-    block: bytes, columns: Mapping[str, tuple[np.dtype[Any] | None, tuple[int, ...]]], *, where: str
+    block: bytes | memoryview, columns: Mapping[str, tuple[np.dtype[Any] | None, tuple[int, ...]]], *, where: str
 ) -> dict[str, npt.NDArray[Any]]:
     """Arrays of the asked columns, views into `block`.
 

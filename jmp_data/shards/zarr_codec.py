@@ -73,22 +73,21 @@ def encode_chunk(column: Column, rows: npt.NDArray[Any]) -> bytes:
     return payload + struct.pack("<I", google_crc32c.value(payload))
 
 
-def verified(payload: bytes, *, where: str) -> bytes:
+def verified(payload: bytes | memoryview, *, where: str) -> bytes | memoryview:
     """A chunk without its checksum.
 
     Raises:
         ShardError: the checksum does not match; `where` names shard, array and block.
     """
-    if len(payload) <= CRC_BYTES or struct.unpack("<I", payload[-CRC_BYTES:])[0] != google_crc32c.value(
-        payload[:-CRC_BYTES]
-    ):
+    content, checksum = payload[:-CRC_BYTES], payload[-CRC_BYTES:]
+    if not content or struct.unpack("<I", checksum)[0] != google_crc32c.value(bytes(content)):
         raise ShardError(
             f"{where}: checksum does not match; the file is damaged (jmp-data verify --repair rebuilds it)"
         )
-    return payload[:-CRC_BYTES]
+    return content
 
 
-def decode_chunk(column: Column, payload: bytes, *, where: str) -> npt.NDArray[Any]:
+def decode_chunk(column: Column, payload: bytes | memoryview, *, where: str) -> npt.NDArray[Any]:
     """Inverse of `encode_chunk`, padding included; raises as `verified` does."""
     flat = np.frombuffer(blosc.decompress(verified(payload, where=where)), column.dtype.newbyteorder("<"))
     return flat.reshape(column.chunk)

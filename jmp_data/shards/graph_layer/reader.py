@@ -13,6 +13,7 @@ from jmp_data.shards.graph_layer.settings import LayerSettings
 from jmp_data.shards.layout import Layout
 from jmp_data.shards.shard_chunks import ShardChunks
 from jmp_data.shards.stores import Store
+from jmp_data.shards.transports import Payload
 
 
 class LayerReader:
@@ -80,7 +81,7 @@ class LayerReader:
         (chunk,) = self._chunks(shard, block, [(array, piece)])
         zarr_codec.verified(chunk, where=self._where(shard, block, array))
 
-    def _chunks(self, shard: int, block: int, wanted: list[tuple[str, int]]) -> list[bytes]:
+    def _chunks(self, shard: int, block: int, wanted: list[tuple[str, int]]) -> list[Payload]:
         files = {stored_file(self._columns[name], shard, piece): name for name, piece in wanted}
         where = {file: self._where(shard, block, name) for file, name in files.items()}
         return self._shards.read(block, list(files), where)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 
 class Trouble:
@@ -18,7 +19,11 @@ class Trouble:
         self.latency = 0.0
         self.drop_every = 0
         self.fail_every = 0
+        self.silent_every = 0
         self.ignore_ranges = False
+        self.say_no_lengths = False
+        self.refuse = False
+        self.logins: list[str | None] = []
         self.requests = 0
         self.lock = threading.Lock()
 
@@ -48,7 +53,17 @@ def serve(root: Path) -> Iterator[tuple[str, Trouble]]:
         def _answer(self, *, body: bool) -> None:
             number = trouble.next()
             time.sleep(trouble.latency)
-            path = root / self.path.lstrip("/")
+            trouble.logins.append(self.headers.get("Authorization"))
+            if trouble.refuse:
+                self.send_error(403)
+                return
+            if self.path.startswith("/moved/"):
+                self.send_response(302)
+                self.send_header("Location", f"http://localhost:{server.server_address[1]}{self.path[6:]}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            path = root / unquote(self.path).lstrip("/")
             if not path.is_file():
                 self.send_error(404)
                 return
@@ -64,12 +79,22 @@ def serve(root: Path) -> Iterator[tuple[str, Trouble]]:
                 stop = min(int(last) + 1 if first and last else total, total)
                 content, status = content[start:stop], 206
             self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
+            if trouble.say_no_lengths:
+                self.send_header("Connection", "close")
+            else:
+                self.send_header("Content-Length", str(len(content)))
             self.send_header("Accept-Ranges", "bytes")
+            self.send_header("ETag", '"1"')
+            self.send_header("Last-Modified", "Mon, 30 Nov 2026 00:00:00 GMT")
             if status == 206:
                 self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{total}")
             self.end_headers()
             if not body:
+                return
+            if trouble.silent_every and number % trouble.silent_every == 0:
+                self.wfile.write(content[: len(content) // 2])
+                time.sleep(4)
+                self.close_connection = True
                 return
             if trouble.drop_every and number % trouble.drop_every == 0:
                 self.wfile.write(content[: len(content) // 2])
@@ -77,6 +102,7 @@ def serve(root: Path) -> Iterator[tuple[str, Trouble]]:
                 self.connection.close()
                 return
             self.wfile.write(content)
+            self.close_connection = trouble.say_no_lengths
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

@@ -1,9 +1,14 @@
+import base64
 import hashlib
 import itertools
+import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +16,7 @@ import torch
 
 from jmp_data import StreamLoader, open_dataset, write_dataset
 from jmp_data.errors import ManifestError, MissingFileError, ShardError
-from jmp_data.shards import stores
+from jmp_data.shards import clouds, stores, transports
 from jmp_data.shards.range_cache import RangeCache
 from tests.jmp_data.shards.loopback import serve
 from tests.structures import assert_same_structure, random_structures
@@ -155,26 +160,137 @@ def test_an_unknown_protocol_is_told() -> None:
         open_dataset("nosuch://a/b")
 
 
-def test_s3(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def moto_server(shards: Path) -> Iterator[str]:
+    """moto's S3 with the shards in a bucket; yields its endpoint."""
     boto3 = pytest.importorskip("boto3", reason="needs the dev extra")
     server = pytest.importorskip("moto.server", reason="needs the dev extra").ThreadedMotoServer(port=0)
     server.start()
     try:
-        host, port = server.get_host_and_port()
-        endpoint = f"http://{host}:{port}"
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": endpoint,
-        }.items():
-            monkeypatch.setenv(name, value)
+        endpoint = "http://{}:{}".format(*server.get_host_and_port())
         client = boto3.client("s3", endpoint_url=endpoint)
         client.create_bucket(Bucket="jmp")
         for path in shards.rglob("*"):
             if path.is_file():
                 client.upload_file(str(path), "jmp", path.relative_to(shards).as_posix())
-        for format in ("zarr", "webdataset"):
-            assert_all_there(open_dataset(f"s3://jmp/{format}/train"))
+        yield endpoint
     finally:
         server.stop()
+
+
+@pytest.fixture
+def no_cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that knows of no cloud."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "GOOGLE_", "STORAGE_EMULATOR")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return monkeypatch
+
+
+def test_s3(shards: Path, no_cloud: pytest.MonkeyPatch) -> None:
+    no_cloud.setenv("AWS_ACCESS_KEY_ID", "test")
+    no_cloud.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    no_cloud.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with moto_server(shards) as endpoint:
+        no_cloud.setenv("AWS_ENDPOINT_URL", endpoint)
+        for format in ("zarr", "webdataset"):
+            assert_all_there(open_dataset(f"s3://jmp/{format}/train"))
+        with pytest.raises(MissingFileError, match="s3://jmp/nowhere"):
+            open_dataset("s3://jmp/nowhere")
+
+
+def test_s3_with_trouble_and_without_credentials(shards: Path, no_cloud: pytest.MonkeyPatch) -> None:
+    with serve(shards.parent) as (url, trouble):
+        no_cloud.setenv("AWS_ENDPOINT_URL", url)
+        dataset = open_dataset(f"s3://{shards.name}/zarr/train")
+        trouble.drop_every, trouble.fail_every = 5, 7
+        assert_all_there(dataset)
+        assert set(trouble.logins) == {None}
+
+
+def test_s3_credentials_and_endpoint_of_a_profile(shards: Path, tmp_path: Path, no_cloud: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".aws").mkdir()
+    keys = "[mine]\naws_access_key_id = AKIDMINE\naws_secret_access_key = secret\n"
+    (tmp_path / ".aws" / "credentials").write_text(keys)
+    no_cloud.setenv("AWS_PROFILE", "mine")
+    with serve(shards.parent) as (url, trouble):
+        (tmp_path / ".aws" / "config").write_text(f"[profile mine]\nregion = eu-north-1\nendpoint_url = {url}\n")
+        open_dataset(f"s3://{shards.name}/zarr/train")[0]
+        assert all("Credential=AKIDMINE/" in login and "/eu-north-1/s3/" in login for login in trouble.logins)
+
+
+def test_the_region_of_a_bucket_is_what_its_server_says(shards: Path) -> None:
+    with serve(shards) as (url, _):
+        assert clouds.bucket_region(f"{url}/zarr") is None
+    assert clouds.bucket_region("http://127.0.0.1:1/") is None
+
+
+def test_google_storage_with_trouble_and_without_credentials(shards: Path, no_cloud: pytest.MonkeyPatch) -> None:
+    with serve(shards.parent) as (url, trouble):
+        no_cloud.setenv("STORAGE_EMULATOR_HOST", url)
+        dataset = open_dataset(f"gs://{shards.name}/webdataset/train")
+        trouble.drop_every, trouble.fail_every = 5, 7
+        assert_all_there(dataset)
+        assert set(trouble.logins) == {None}
+
+
+def test_redirects_are_followed(shards: Path) -> None:
+    with serve(shards) as (url, _):
+        assert_all_there(open_dataset(f"{url}/moved/zarr/train"))
+
+
+@pytest.mark.parametrize("format", ["zarr", "webdataset"])
+def test_http_server_that_says_no_lengths(shards: Path, format: str) -> None:
+    with serve(shards) as (url, trouble):
+        trouble.say_no_lengths = trouble.ignore_ranges = True
+        assert_all_there(open_dataset(f"{url}/{format}/train"))
+
+
+def test_name_and_password_in_a_url(shards: Path) -> None:
+    with serve(shards) as (url, trouble):
+        open_dataset(f"{url}/zarr/train".replace("//", "//me:p%40ss@", 1))[0]
+        expected = "Basic " + base64.b64encode(b"me:p@ss").decode()
+        assert set(trouble.logins) == {expected}
+
+
+def test_a_refusal_is_told_at_once(shards: Path) -> None:
+    with serve(shards) as (url, trouble):
+        dataset = open_dataset(f"{url}/zarr/train")
+        trouble.refuse, before = True, trouble.requests
+        with pytest.raises(ShardError, match=r"blocks\.npy: access is refused"):
+            len(dataset.block_ptr)
+        assert trouble.requests == before + 1
+
+
+def test_silent_connections_are_given_up(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transports, "STALL", 1)
+    with serve(shards) as (url, trouble):
+        dataset = open_dataset(f"{url}/webdataset/train")
+        trouble.silent_every = 4
+        start = time.perf_counter()
+        dataset.read_block(0)
+        dataset.read_block(1)
+        assert time.perf_counter() - start < 3.5
+
+
+def _first_energy(dataset, answers) -> None:
+    answers.put(dataset[7].energy)
+
+
+@pytest.mark.filterwarnings("ignore:This process")
+def test_a_forked_process_reads_on(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JMP_DATA_CACHE_BYTES", "0")
+    context = multiprocessing.get_context("fork")
+    with serve(shards) as (url, _):
+        dataset = open_dataset(f"{url}/zarr/train")
+        list(dataset.blocks())
+        answers = context.Queue()
+        for remote in (dataset, pickle.loads(pickle.dumps(dataset))):
+            remote._cache.clear()
+            child = context.Process(target=_first_energy, args=(remote, answers), daemon=True)
+            child.start()
+            assert answers.get(timeout=60) == STRUCTURES[7].energy
+            child.join()
+        assert_same_structure(dataset[0], STRUCTURES[0])  # the parent goes on too
