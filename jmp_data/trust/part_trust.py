@@ -90,7 +90,9 @@ def judge_split(
     Returns:
         Flags by index, then by reason.
     """
-    by_split = check_split([partial(_load_facts, path) for path in parts], thresholds)
+    # Beside the parts there was room for the data set; the system's temporary folder may be in memory.
+    scratch = parts[0].parent if parts else None
+    by_split = check_split([partial(_load_facts, path) for path in parts], thresholds, scratch=scratch)
     remarks: list[tuple[int, str, str, int | None]] = []
     starts = np.cumsum([0, *(len(_load_facts(path)) for path in parts)])
     wanted = np.unique([index for each in by_split for index in (each.index, each.earlier) if index is not None])
