@@ -84,8 +84,10 @@ def _gather(parts: Sequence[LoadFacts], key: str, bundles: int, scratch: Path | 
             for name in ROW_FACTS.names or ():
                 rows[name] = facts[name]
             bundle = facts[key] % np.uint64(bundles)
-            for number, file in enumerate(files):
-                file.write(rows[bundle == number].tobytes())
+            order = np.argsort(bundle, kind="stable")
+            edges = np.searchsorted(bundle[order], np.arange(1, bundles, dtype=np.uint64))
+            for file, chosen in zip(files, np.split(rows[order], edges), strict=True):
+                file.write(chosen.tobytes())
             start += len(facts)
         for file in files:
             file.seek(0)
@@ -118,23 +120,20 @@ def _outliers(keys: Array, values: Array, sigmas: float, floor: float, min_group
         min_group: smaller groups are not judged.
     """
     rows = np.flatnonzero(np.isfinite(values))
-    _, groups, sizes = np.unique(keys[rows], return_inverse=True, return_counts=True)
-    kept = sizes[groups] >= min_group
-    rows = rows[kept]
-    if len(rows) == 0:
-        return []
-    _, groups, sizes = np.unique(groups[kept], return_inverse=True, return_counts=True)
-    median = _medians(groups, sizes, values[rows])[groups]
-    deviation = np.abs(values[rows] - median)
-    spread = _MAD_TO_SIGMA * _medians(groups, sizes, deviation)[groups]
-    far = np.flatnonzero(deviation > np.maximum(floor, sigmas * spread))
+    rows = rows[np.lexsort((values[rows], keys[rows]))]
+    keys, values = keys[rows], values[rows]
+    first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)])
+    sizes = np.diff(first, append=len(keys))
+    group = np.repeat(np.arange(len(first)), sizes)
+    median = _middles(values, first, sizes)[group]
+    deviation = np.abs(values - median)
+    spread = _MAD_TO_SIGMA * _middles(deviation[np.lexsort((deviation, group))], first, sizes)[group]
+    far = np.flatnonzero((deviation > np.maximum(floor, sigmas * spread)) & (sizes[group] >= min_group))
     return zip(rows[far].tolist(), median[far].tolist(), strict=True)
 
 
-def _medians(groups: Array, sizes: Array, values: Array) -> Array:
-    """(k,) median of each group, without a loop over groups."""
-    ordered = values[np.lexsort((values, groups))]
-    first = np.cumsum(sizes) - sizes
+def _middles(ordered: Array, first: Array, sizes: Array) -> Array:
+    """(k,) medians of groups that stand one after the other, each in ascending order."""
     medians: Array = (ordered[first + (sizes - 1) // 2] + ordered[first + sizes // 2]) / 2
     return medians
 
