@@ -269,13 +269,16 @@ def main() -> None:
             WRITERS[name](raw, rng, options.frames)
             results.append(measure(name, raw, Path(folder) / "out", plain, options.turns))
             shutil.rmtree(raw)
+            if not options.json:
+                print_figures(results[-1])
     if options.json:
         print(json.dumps(results, indent=1))
-        return
-    for result in results:
-        print(result.pop("source"))
-        for key, value in result.items():
-            print(f"  {key:24s} {value:14,.2f}")
+
+
+def print_figures(result: dict[str, Any]) -> None:
+    """One line a figure, as soon as a source is measured."""
+    for key, value in result.items():
+        print(f"  {key:24s} {value:14,.2f}" if key != "source" else value, flush=True)
 
 
 if __name__ == "__main__":
