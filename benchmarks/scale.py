@@ -34,6 +34,9 @@ from jmp_data.shards.manifest import MANIFEST_NAME, FileDigest
 from jmp_data.shards.summary import SUMMARY_FILE, DatasetSummary
 from jmp_data.shards.write_dataset import write_dataset
 from jmp_data.sources import oc20
+from jmp_data.trust import TrustThresholds
+from jmp_data.trust.part_trust import judge_split
+from jmp_data.trust.row_facts import ROW_FACTS
 
 FRAMES_PER_PAIR = 5
 FRAMES_PER_PART = 30  # six pairs a part, as of 5,000 frames each
@@ -158,6 +161,27 @@ def write_large(folder: Path, template: Path, structures: int) -> Path:
     return target
 
 
+def write_facts(folder: Path, structures: int) -> list[Path]:
+    """What parts keep of their structures for the judgement of a split of that size; nothing in it is remarkable."""
+    random = np.random.default_rng(0)
+    compositions = random.integers(0, 1 << 63, 50_000, np.uint64)
+    folder.mkdir(parents=True)
+    paths = []
+    for number in range(max(1, structures // FRAMES_PER_SHARD)):
+        facts = np.empty(min(structures, FRAMES_PER_SHARD), ROW_FACTS)
+        facts["composition"] = random.choice(compositions, len(facts))
+        facts["geometry"] = random.integers(0, 1 << 63, len(facts), np.uint64)
+        facts["energy"] = random.standard_normal(len(facts), np.float32)
+        facts["force"] = random.random(len(facts), np.float32)
+        paths.append(folder / f"{number}.npz")
+        np.savez(paths[-1], facts=facts, ids=np.zeros(0, np.uint8), id_bytes=1, found=np.frombuffer(b"[]", np.uint8))
+    return paths
+
+
+def judge(paths: list[Path]) -> dict[str, Any]:
+    return {"flags": len(judge_split(paths, TrustThresholds()))}
+
+
 def raw_names(structures: int) -> list[str]:
     """Raw files of a data set of that size, two for 5,000 frames."""
     folder = "s2ef_train_all/s2ef_train_all"
@@ -205,6 +229,9 @@ def run(folder: Path, pairs: int, note: Callable[[str, dict[str, Any]], None]) -
         note(f"first batches {size}", measure(first_batches, [path]))
     paper = [write_large(folder, template, size) for size in (100_000_000, 8_000_000, 2_000_001, 10_000_001)]
     note("first batches of the paper's 120 million", measure(first_batches, paper))
+    for size in SIZES:
+        note(f"judge {size}", measure(judge, write_facts(folder / f"facts{size}", size)))
+        shutil.rmtree(folder / f"facts{size}")
     for count in (max(1, pairs // 100), max(1, pairs // 10), pairs):
         raw, out = folder / f"raw{count}", folder / f"out{count}"
         write_raw(raw, count)

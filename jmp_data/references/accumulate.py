@@ -71,13 +71,16 @@ class StatisticsAccumulator:
         self.with_energy += int(known.sum())
         self.energy_sum += float(energy.sum())
         self.energy_square += float(energy @ energy)
-        self.energy_atoms += counts.sum(axis=0).astype(np.int64)
-        self.gram += counts.T @ counts
-        self.moment += counts.T @ energy
+        # Of 119 elements a block holds few, and the products of all take longer than everything else here.
+        present = np.flatnonzero(counts.any(axis=0))
+        counts = counts[:, present]
+        self.energy_atoms[present] += counts.sum(axis=0).astype(np.int64)
+        self.gram[np.ix_(present, present)] += counts.T @ counts
+        self.moment[present] += counts.T @ energy
 
     def _add_forces(self, forces: npt.NDArray[np.float64]) -> None:
-        finite = np.isfinite(forces).all(axis=1)
-        known = forces if finite.all() else forces[finite]
+        finite = np.isfinite(forces)
+        known = forces if finite.all() else forces[finite.all(axis=1)]
         self.force_components += known.size
         self.force_square += float(np.einsum("ij,ij->", known, known))
         if len(known):

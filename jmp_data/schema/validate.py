@@ -34,7 +34,10 @@ def _any_per_structure(block: Block, bad: npt.NDArray[np.bool_]) -> npt.NDArray[
 
 def _nonfinite(block: Block, name: str) -> npt.NDArray[np.bool_]:
     column = block.columns[name]
-    bad: npt.NDArray[np.bool_] = np.asarray(~np.isfinite(column).reshape(len(column), -1).all(axis=1))
+    finite = np.isfinite(column)
+    if finite.all():  # nearly always, and found out several times as fast as row by row
+        return np.zeros(len(block), bool)
+    bad: npt.NDArray[np.bool_] = np.asarray(~finite.reshape(len(column), -1).all(axis=1))
     return _any_per_structure(block, bad) if block.schema[name].level == "atom" else bad
 
 

@@ -93,6 +93,7 @@ class ANI1x:
         yield from gatherer.flush()
 
     def _read_rows(self, path: Path, file: h5py.File, formula: str, rows: slice) -> GroupFrames:
+        group = b"%s#%s" % (path.name.encode(), formula.encode())
         try:
             numbers, positions, energy, forces = (file[formula][key] for key in _KEYS)
             return GroupFrames(
@@ -101,7 +102,7 @@ class ANI1x:
                 convert(energy[rows], "hartree", "eV", self.constants),
                 # The release gives forces per Å although its energies are atomic units.
                 convert(forces[rows], "hartree/Å", "eV/Å", self.constants),
-                [b"%s#%s/%d" % (path.name.encode(), formula.encode(), row) for row in range(rows.start, rows.stop)],
+                [b"%s/%d" % (group, row) for row in range(rows.start, rows.stop)],
             )
         except (OSError, KeyError) as error:
             where = f"group {formula}, rows {rows.start} to {rows.stop - 1}"

@@ -78,8 +78,8 @@ class FrameGatherer:
 
     def add(self, frames: GroupFrames) -> Iterator[Item]:
         """Take frames in; yields a block when enough are there, and quarantines frames with a NaN label."""
-        labelled = np.isfinite(frames.energy) & np.isfinite(frames.forces).all(axis=(1, 2))
-        if not labelled.all():
+        if not (np.isfinite(frames.energy).all() and np.isfinite(frames.forces).all()):
+            labelled = np.isfinite(frames.energy) & np.isfinite(frames.forces).all(axis=(1, 2))
             yield from (_quarantine(frames, row) for row in np.flatnonzero(~labelled).tolist())
             frames = frames.take(labelled)
         if len(frames):

@@ -142,11 +142,8 @@ class _Gathered:
         natoms = np.array([len(r.atomic_numbers) for r in self.records])
         numbers = np.concatenate([r.atomic_numbers for r in self.records])
         tags = np.concatenate([r.tags for r in self.records])
-        # Both are stored as floats or as wide integers; casting would wrap what does not fit.
-        bad_atoms = ~((numbers >= 1) & (numbers <= MAX_ATOMIC_NUMBER) & (numbers == np.rint(numbers)))
-        bad_atoms |= ~((tags >= 0) & (tags <= 255) & (tags == np.rint(tags)))
-        if bad_atoms.any():
-            bad = np.logical_or.reduceat(bad_atoms, np.cumsum(natoms) - natoms)
+        if not _fit_their_types(numbers, tags):
+            bad = np.array([not _fit_their_types(r.atomic_numbers, r.tags) for r in self.records])
             yield from (_quarantine_values(self.records[row]) for row in np.flatnonzero(bad).tolist())
             yield from _Gathered([r for r, is_bad in zip(self.records, bad, strict=True) if not is_bad]).block(schema)
             return
@@ -165,6 +162,18 @@ class _Gathered:
                 "forces": np.concatenate([r.forces for r in self.records]),
             },
         )
+
+
+def _fit_their_types(numbers: Array, tags: Array) -> bool:
+    """Whether casting changes nothing: both are stored as floats or wide integers, of which many would wrap."""
+    return _are_integers(numbers, 1, MAX_ATOMIC_NUMBER) and _are_integers(tags, 0, 255)
+
+
+def _are_integers(values: Array, low: int, high: int) -> bool:
+    if values.size == 0:
+        return True
+    whole = values.dtype.kind in "iub" or bool((values == np.rint(values)).all())
+    return whole and bool(values.min() >= low and values.max() <= high)
 
 
 def _read_record(records: LmdbRecords, file: str, key: int, gathered: _Gathered) -> Quarantined | None:

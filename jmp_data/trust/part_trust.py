@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from numcodecs import Zstd
 
 from jmp_data.schema import Block
 from jmp_data.schema.validate import Rejection
@@ -24,6 +25,7 @@ Array = npt.NDArray[Any]
 
 TRUST_FILE: Final = "trust.npz"
 """Facts, source ids and findings of one part, beside its shards."""
+_NAMES: Final = Zstd(level=1)
 
 
 class PartTrust:
@@ -67,11 +69,14 @@ class PartTrust:
     def to_bytes(self) -> bytes:
         """An archive for `judge_split`."""
         found = json.dumps([[each.row, each.reason, each.message] for each in self._found]).encode()
+        ids = np.concatenate([np.zeros(0, "S1"), *self._ids])
         buffer = io.BytesIO()
-        np.savez_compressed(
+        # Hashes do not shrink, and NumPy's own way to compress names takes as long as a molecule's whole encoding.
+        np.savez(
             buffer,
             facts=np.concatenate([np.zeros(0, ROW_FACTS), *self._facts]),
-            ids=np.concatenate([np.zeros(0, "S1"), *self._ids]),
+            ids=np.frombuffer(_NAMES.encode(ids.view(np.uint8)) if len(ids) else b"", np.uint8),
+            id_bytes=ids.itemsize,
             found=np.frombuffer(found, np.uint8),
         )
         return buffer.getvalue()
@@ -90,7 +95,9 @@ def judge_split(
     Returns:
         Flags by index, then by reason.
     """
-    by_split = check_split([partial(_load_facts, path) for path in parts], thresholds)
+    # Beside the parts there was room for the data set; the system's temporary folder may be in memory.
+    scratch = parts[0].parent if parts else None
+    by_split = check_split([partial(_load_facts, path) for path in parts], thresholds, scratch=scratch)
     remarks: list[tuple[int, str, str, int | None]] = []
     starts = np.cumsum([0, *(len(_load_facts(path)) for path in parts)])
     wanted = np.unique([index for each in by_split for index in (each.index, each.earlier) if index is not None])
@@ -99,7 +106,7 @@ def judge_split(
         mine = wanted[(wanted >= start) & (wanted < stop)].astype(np.int64)
         with np.load(path, allow_pickle=False) as archive:
             found = json.loads(archive["found"].tobytes())
-            ids = archive["ids"] if found or len(mine) else np.zeros(0, "S1")
+            ids = _load_ids(archive) if found or len(mine) else np.zeros(0, "S1")
         rows = np.unique([*mine, *(start + row for row, _, _ in found)]).astype(np.int64)
         names |= {row: bytes(ids[row - start]) for row in rows.tolist()}
         remarks += [(start + row, reason, text, None) for row, reason, text in found]
@@ -116,6 +123,10 @@ def judge_split(
 
 def _text(source_id: bytes) -> str:
     return source_id.decode(errors="replace")
+
+
+def _load_ids(archive: Mapping[str, Array]) -> Array:
+    return np.frombuffer(_NAMES.decode(archive["ids"].tobytes()), f"S{archive['id_bytes']}")
 
 
 def _load_facts(path: Path) -> Array:
