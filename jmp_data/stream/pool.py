@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from jmp_data.errors import JmpDataError
-from jmp_data.stream.shared_arrays import Array, Header, read_arrays, receive, send, write_arrays
+from jmp_data.stream.shared_arrays import Array, Header, SharedReader, receive, send, write_arrays
 from jmp_data.stream.worker import Task, WorkerSetup
 
 ATTEMPTS = 3
@@ -56,6 +56,7 @@ class _Worker:
         with contextlib.suppress(OSError):  # killed already; seen when something is to be received
             send(self.connection, setup_header, setup_memory)
         self.in_hand: OrderedDict[int, None] = OrderedDict()
+        self.answers = SharedReader()
 
     def end(self) -> str:
         """Stop the process, if it still runs; returns how it ended."""
@@ -157,13 +158,14 @@ class WorkerPool:
             number = (self._urgent or self._background).popleft()
             task, arrays = self._tasks[number]
             worker.in_hand[number] = None
+            released = worker.answers.released()
             try:
                 if not arrays:
-                    send(worker.connection, (number, task, None))
+                    send(worker.connection, (number, task, None, released))
                     continue
                 header, memory = write_arrays(arrays)
                 try:
-                    send(worker.connection, (number, task, header), memory)
+                    send(worker.connection, (number, task, header, released), memory)
                 finally:
                     os.close(memory)
             except OSError:
@@ -174,17 +176,17 @@ class WorkerPool:
         for key, _ in self._selector.select():
             worker: _Worker = key.data
             try:
-                (number, header, error), memory = receive(worker.connection)
+                (number, parcel, error), memory = receive(worker.connection)
             except (EOFError, OSError):
                 self._replace(worker)
                 continue
             worker.in_hand.pop(number, None)
+            # Read also what nobody wants any more: its memory goes back at once.
+            answer = error if parcel is None else worker.answers.read(parcel, memory)
             if memory is not None:
-                if number in self._tasks:
-                    self._done[number] = read_arrays(header, memory)
                 os.close(memory)
-            elif number in self._tasks:
-                self._done[number] = error
+            if number in self._tasks:
+                self._done[number] = answer
 
     def _replace(self, worker: _Worker) -> None:
         """Put a dead worker's tasks back and start another in its place."""

@@ -6,6 +6,7 @@ killed, and the size of `/dev/shm` does not matter. Descriptors travel over Unix
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -14,7 +15,10 @@ import socket
 import struct
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +29,7 @@ Header = list[tuple[str, str, tuple[int, ...], int]]
 """(name, dtype, shape, byte offset) of each array."""
 
 _ALIGNMENT = 64
+_MOST_FREE = 4
 _LENGTH = struct.Struct("<q")
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -47,34 +52,141 @@ def write_arrays(arrays: Mapping[str, Array]) -> tuple[Header, int]:
         header: what `read_arrays` needs.
         descriptor: the memory; the caller closes it.
     """
-    header: Header = []
-    size = _ALIGNMENT
-    for name, array in arrays.items():
-        header.append((name, array.dtype.str, array.shape, size))
-        size += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+    header, size = _lay_out(arrays)
     descriptor = anonymous_memory()
     os.ftruncate(descriptor, size)
-    mapped = read_arrays(header, descriptor)
-    for name, array in arrays.items():
-        mapped[name][...] = array
+    _fill(_Mapping(descriptor).arrays(header), arrays)
     return header, descriptor
 
 
 def read_arrays(header: Header, descriptor: int) -> dict[str, Array]:
     """Map arrays; the descriptor is no longer needed afterwards. The memory goes when the last array does."""
-    size = os.fstat(descriptor).st_size
-    # mmap.mmap would hold a duplicate of the descriptor, and a process may have only so many of them.
-    address = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, descriptor, 0)
-    if address is None or address == ctypes.c_void_p(-1).value:
-        raise OSError(ctypes.get_errno(), "shared memory cannot be mapped")
-    buffer = (ctypes.c_ubyte * size).from_address(address)
-    weakref.finalize(buffer, _libc.munmap, address, size).atexit = False
-    flat = np.frombuffer(memoryview(buffer), np.uint8)
-    arrays = {}
-    for name, dtype, shape, offset in header:
-        nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        arrays[name] = flat[offset : offset + nbytes].view(dtype).reshape(shape)
-    return arrays
+    return _Mapping(descriptor).arrays(header)
+
+
+class _Mapping:
+    """Memory of a descriptor in this process, unmapped when neither this object nor an array of it is left."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.size = os.fstat(descriptor).st_size
+        # mmap.mmap would hold a duplicate of the descriptor, and a process may have only so many of them.
+        address = _libc.mmap(None, self.size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, descriptor, 0)
+        if address is None or address == ctypes.c_void_p(-1).value:
+            raise OSError(ctypes.get_errno(), "shared memory cannot be mapped")
+        self._address: int = address
+        weakref.finalize(self, _libc.munmap, address, self.size).atexit = False
+
+    def arrays(self, header: Header, on_release: Callable[[], None] | None = None) -> dict[str, Array]:
+        """Views of the memory; `on_release` is called when the last of them is gone."""
+        buffer = (ctypes.c_ubyte * self.size).from_address(self._address)
+        weakref.finalize(buffer, _release, self, on_release).atexit = False
+        flat = np.frombuffer(memoryview(buffer), np.uint8)
+        found = {}
+        for name, dtype, shape, offset in header:
+            nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            found[name] = flat[offset : offset + nbytes].view(dtype).reshape(shape)
+        return found
+
+
+def _release(mapping: _Mapping, on_release: Callable[[], None] | None) -> None:
+    """Runs with a reference to the mapping, which therefore outlives its arrays."""
+    del mapping
+    if on_release is not None:
+        on_release()
+
+
+def _lay_out(arrays: Mapping[str, Array]) -> tuple[Header, int]:
+    """Places of arrays in one memory, and its size."""
+    header: Header = []
+    size = _ALIGNMENT
+    for name, array in arrays.items():
+        header.append((name, array.dtype.str, array.shape, size))
+        size += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+    return header, size
+
+
+def _fill(mapped: Mapping[str, Array], arrays: Mapping[str, Array]) -> None:
+    for name, array in arrays.items():
+        mapped[name][...] = array
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What the reader of a `SharedWriter` is told.
+
+    Attributes:
+        slot: number of the memory; its descriptor goes along the first time.
+        header: places of the arrays.
+        dropped: slots that will not be used again.
+    """
+
+    slot: int
+    header: Header
+    dropped: list[int]
+
+
+class SharedWriter:
+    """Writes arrays for one reader, into memory that it has let go of where there is some.
+
+    Pages of new memory must be found and cleared by the system, which takes longer than it takes to fill them.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._given: dict[int, _Mapping] = {}
+        self._free: dict[int, _Mapping] = {}
+
+    def write(self, arrays: Mapping[str, Array]) -> tuple[Parcel, int | None]:
+        """Copy arrays; returns what to tell the reader, and the descriptor of new memory, which the caller closes."""
+        header, size = _lay_out(arrays)
+        slot = next((number for number, mapping in self._free.items() if mapping.size >= size), None)
+        descriptor = None
+        if slot is None:
+            slot = self._count = self._count + 1
+            descriptor = anonymous_memory()
+            os.ftruncate(descriptor, size + size // 4)  # pages that are not written take no memory
+            mapping = _Mapping(descriptor)
+        else:
+            mapping = self._free.pop(slot)
+        _fill(mapping.arrays(header), arrays)
+        self._given[slot] = mapping
+        return Parcel(slot, header, self._drop()), descriptor
+
+    def released(self, slots: Iterable[int]) -> None:
+        """The reader is done with these."""
+        for slot in slots:
+            self._free[slot] = self._given.pop(slot)
+
+    def _drop(self) -> list[int]:
+        """Forget the oldest of too many free slots."""
+        dropped = list(self._free)[: max(0, len(self._free) - _MOST_FREE)]
+        for slot in dropped:
+            del self._free[slot]
+        return dropped
+
+
+class SharedReader:
+    """The other side of a `SharedWriter`."""
+
+    def __init__(self) -> None:
+        self._mapped: dict[int, _Mapping] = {}
+        self._released: deque[int] = deque()
+
+    def read(self, parcel: Parcel, descriptor: int | None) -> dict[str, Array]:
+        """The arrays; when the last of them is gone, the writer may use their memory again."""
+        if descriptor is not None:
+            self._mapped[parcel.slot] = _Mapping(descriptor)
+        for slot in parcel.dropped:
+            self._mapped.pop(slot, None)
+        return self._mapped[parcel.slot].arrays(parcel.header, partial(self._released.append, parcel.slot))
+
+    def released(self) -> list[int]:
+        """Slots whose arrays went since the last call, to be told to the writer."""
+        slots = []
+        with contextlib.suppress(IndexError):  # arrays may go at any time, in any thread
+            while True:
+                slots.append(self._released.popleft())
+        return slots
 
 
 def send(connection: socket.socket, message: Any, descriptor: int | None = None) -> None:

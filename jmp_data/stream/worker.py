@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jmp_data.errors import JmpDataError
-from jmp_data.stream.shared_arrays import read_arrays, receive, send, write_arrays
+from jmp_data.stream.shared_arrays import SharedWriter, read_arrays, receive, send
 
 if TYPE_CHECKING:
     from jmp_data.shards.dataset import ShardDataset
@@ -104,19 +104,22 @@ class BuildGraphs:
 
 def serve(connection: socket.socket, setup: WorkerSetup) -> None:
     """Answer tasks until the other side closes."""
+    writer = SharedWriter()
     while True:
-        (number, task, header), descriptor = receive(connection)
+        (number, task, header, released), descriptor = receive(connection)
+        writer.released(released)
         arrays: dict[str, Array] = {}
         if descriptor is not None:
             arrays = read_arrays(header, descriptor)
             os.close(descriptor)
         try:
-            answer, memory = write_arrays(task.run(setup, arrays))
+            parcel, memory = writer.write(task.run(setup, arrays))
         except Exception as error:  # noqa: BLE001  whatever it is, the loader raises it where the batch is asked for
             send(connection, (number, None, _portable(error)))
             continue
-        send(connection, (number, answer, None), memory)
-        os.close(memory)
+        send(connection, (number, parcel, None), memory)
+        if memory is not None:
+            os.close(memory)
 
 
 def _portable(error: Exception) -> Exception:

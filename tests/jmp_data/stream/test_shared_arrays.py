@@ -1,11 +1,12 @@
 import os
+import random
 import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jmp_data.stream.shared_arrays import read_arrays, receive, send, write_arrays
+from jmp_data.stream.shared_arrays import SharedReader, SharedWriter, read_arrays, receive, send, write_arrays
 
 ARRAYS = {
     "floats": np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32),
@@ -67,3 +68,42 @@ def test_messages_carry_descriptors_and_tell_when_the_other_side_is_gone():
     ours.close()
     with pytest.raises(EOFError):
         receive(theirs)
+
+
+def pass_on(writer, reader, arrays):
+    """Write, read, and tell whether new memory was needed."""
+    writer.released(reader.released())
+    parcel, descriptor = writer.write(arrays)
+    found = reader.read(parcel, descriptor)
+    if descriptor is not None:
+        os.close(descriptor)
+    return found, descriptor is not None
+
+
+def test_memory_that_was_let_go_is_written_again():
+    writer, reader = SharedWriter(), SharedReader()
+    fresh = [pass_on(writer, reader, {"x": np.full(1000 + 10 * i, i)})[1] for i in range(10)]
+    assert fresh == [True] + [False] * 9
+
+
+def test_what_the_reader_holds_is_never_written_over():
+    generator = random.Random(0)
+    writer, reader, held = SharedWriter(), SharedReader(), []
+    before = open_descriptors()
+    for number in range(400):
+        found, _ = pass_on(writer, reader, {"x": np.full(generator.randrange(5000), number), "y": np.array([number])})
+        held.append((number, found.pop(generator.choice("xy"))))
+        while len(held) > generator.randrange(1, 12):
+            held.pop(generator.randrange(len(held)))
+        assert all((array == value).all() for value, array in held)
+    assert open_descriptors() == before
+
+
+def test_memory_that_nobody_uses_is_given_back():
+    writer, reader = SharedWriter(), SharedReader()
+    held = [pass_on(writer, reader, {"x": np.zeros(100)})[0] for _ in range(50)]
+    mapped = Path("/proc/self/maps").read_text().count("jmp-data")
+    held.clear()
+    for _ in range(2):
+        pass_on(writer, reader, {"x": np.zeros(100)})
+    assert Path("/proc/self/maps").read_text().count("jmp-data") < mapped - 80, "both sides had mapped each of 50"
