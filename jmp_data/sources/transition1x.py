@@ -112,8 +112,8 @@ def _read_reaction(group: h5py.Group, path: Path, name: str) -> list[GroupFrames
 
 def _read_frames(group: h5py.Group, prefix: str) -> GroupFrames:
     numbers, positions, energy, forces = (read_array(group, key) for key in _KEYS)
-    group = prefix.encode()
-    source_ids = [b"%s/%d" % (group, row) for row in range(len(energy))]
+    start = prefix.encode()
+    source_ids = [b"%s/%d" % (start, row) for row in range(len(energy))]
     return GroupFrames(numbers, positions, energy, forces, source_ids)
 
 
