@@ -9,7 +9,7 @@ Beside it: the reader alone, which is part of the build.
 The archives have the published layouts and the sizes that matter: pairs of files of 5,000 slabs of about 73 atoms (a
 packed frame of the published set has about 1,720 bytes), LMDB records of 80 atoms, groups of 1,600 conformations,
 reactions of 954 frames; no structure occurs twice, and few are flagged. Each turn times `ase.io.read` on OC20's
-frames, *uncompressed*, then the reader, then the build. Times are processor time; rates are of the fastest turn, ratios are
+frames, *uncompressed*, then reader, then build. Times are processor time; rates are of the fastest turn, ratios are
 medians over turns of what was measured in the same one, for machines differ and this one may change its speed.
 """
 
