@@ -83,7 +83,7 @@ class Quadruplet(nn.Module):
         x, radial = pick(m, quads.input_edges), pick(kernels.rad_qint, quads.input_edges)
         weight = self.scale_rbf(self.mlp_rbf.weight)
         u = fused.dense_modulated_projection(x, self.dense_db.weight, radial, weight, self.down_projection.weight)
-        u = quads.input_layout.pad(scaled_silu(u))[quads.source_row]
+        u = quads.input_layout.pad(scaled_silu(u)).index_select(0, quads.source_row)
         incoming = u
         u = u * self.mlp_cbf(coefficients.circular)
         if self.scale_cbf.observing:
@@ -132,7 +132,7 @@ class AtomToEdge(nn.Module):
 
     def forward(self, h: Tensor, kernels: Kernels, topology: Topology) -> EdgeMessages:
         """Map h (N, A) to messages on main edges."""
-        u = self.dense_ba(h)[topology.a2ee2a.source]
+        u = self.dense_ba(h).index_select(0, topology.a2ee2a.source)
         if self.scale_rbf.observing:
             self.scale_rbf.observe(u * self.mlp_rbf(kernels.rad_a2e), u)
         weight = self.scale_rbf(self.mlp_rbf.weight)
@@ -188,7 +188,7 @@ class AtomToAtom(nn.Module):
     def forward(self, h: Tensor, kernels: Kernels, topology: Topology) -> Tensor:
         """Map h (N, A) to the message on atoms (N, A)."""
         u = self.down_projection(h)
-        z = kernels.a2a @ topology.pairs.pad(u[topology.pair_source])
+        z = kernels.a2a @ topology.pairs.pad(u.index_select(0, topology.pair_source))
         y = self.bilinear(z.flatten(1))
         if self.scale_rbf_sum.observing:
             self.scale_rbf_sum.observe(y, u[topology.a2a.source])

@@ -227,4 +227,6 @@ def _closing_kernel(quads: QuadrupletTopology, spherical: Tensor, inner: Tensor,
     dihedral = legendre_basis(cosine, orders)
     values = (pick(spherical.reshape(-1, out, orders), quads.closing_edge) * dihedral[:, None]).sum(-1)
     places = quads.output_layout.num_groups * quads.output_layout.width
-    return spread(values, quads.closing_place, places * slots).view(places, slots, out).transpose(1, 2)
+    kernel = spread(values, quads.closing_place, places * slots).view(places, slots, out).transpose(1, 2)
+    # Batched products with a factor or a result in any other layout are done one matrix at a time.
+    return kernel.contiguous()
