@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import google_crc32c
+from jmp_data.shards.checksums import crc32c
 
 _DEFAULT_BYTES = 10 << 30
 _REPORT_BYTES = 16 << 20  # written by one process before it adds them to the common size
@@ -59,7 +59,7 @@ class RangeCache:
         except OSError:
             return None
         payload, checksum = content[: -_CRC.size], content[-_CRC.size :]
-        if len(content) < _CRC.size or _CRC.unpack(checksum)[0] != google_crc32c.value(payload):
+        if len(content) < _CRC.size or _CRC.unpack(checksum)[0] != crc32c(payload):
             with contextlib.suppress(OSError):
                 path.unlink()
             return None
@@ -73,7 +73,7 @@ class RangeCache:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(b"".join((payload, _CRC.pack(google_crc32c.value(bytes(payload))))))
+            temporary.write_bytes(b"".join((payload, _CRC.pack(crc32c(payload)))))
             temporary.replace(path)
         except OSError:
             with contextlib.suppress(OSError):

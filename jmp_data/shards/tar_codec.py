@@ -13,11 +13,11 @@ import tarfile
 from collections.abc import Mapping
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
 from jmp_data.errors import ShardError
+from jmp_data.shards.checksums import crc32c
 
 _RECORD = 512
 _NPY_HEADER_LENGTH = slice(8, 10)
@@ -45,7 +45,7 @@ def _npy(array: npt.NDArray[Any]) -> bytes:
 def encode_block(number: int, arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
     """One block as consecutive tar members: checksums first, then `<number>.<column>.npy`."""
     payloads = {f"{name}.npy": _npy(array) for name, array in arrays.items()}
-    checksums = {name: google_crc32c.value(payload) for name, payload in payloads.items()}
+    checksums = {name: crc32c(payload) for name, payload in payloads.items()}
     head = json.dumps(checksums, separators=(",", ":")).encode()
     members = {CHECKSUMS: head, **payloads}
     return b"".join(_member(f"{number:06d}.{name}", payload) for name, payload in members.items())
@@ -119,7 +119,7 @@ def decode_block(
     arrays = {}
     for name, (dtype, shape) in columns.items():
         member = members.get(f"{name}.npy")
-        if member is None or checksums.get(f"{name}.npy") != google_crc32c.value(bytes(member)):
+        if member is None or checksums.get(f"{name}.npy") != crc32c(member):
             raise ShardError(
                 f"{where}: array {name}: checksum does not match or member is missing; the file is damaged"
             )

@@ -18,12 +18,12 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 from numcodecs import Blosc, blosc
 
 from jmp_data.errors import ShardError
+from jmp_data.shards.checksums import crc32c
 from jmp_data.shards.layout import Column, Layout
 
 ABSENT = (1 << 64) - 1
@@ -70,7 +70,7 @@ def encode_chunk(column: Column, rows: npt.NDArray[Any]) -> bytes:
         blosc_settings["blocksize"],
     )
     payload: bytes = compressor.encode(items)
-    return payload + struct.pack("<I", google_crc32c.value(payload))
+    return payload + struct.pack("<I", crc32c(payload))
 
 
 def verified(payload: bytes | memoryview, *, where: str) -> bytes | memoryview:
@@ -80,7 +80,7 @@ def verified(payload: bytes | memoryview, *, where: str) -> bytes | memoryview:
         ShardError: the checksum does not match; `where` names shard, array and block.
     """
     content, checksum = payload[:-CRC_BYTES], payload[-CRC_BYTES:]
-    if not content or struct.unpack("<I", checksum)[0] != google_crc32c.value(bytes(content)):
+    if not content or struct.unpack("<I", checksum)[0] != crc32c(content):
         raise ShardError(
             f"{where}: checksum does not match; the file is damaged (jmp-data verify --repair rebuilds it)"
         )
@@ -103,7 +103,7 @@ def encode_index(extents: npt.NDArray[np.uint64], blocks_per_shard: int) -> byte
     index = np.full((blocks_per_shard, 2), ABSENT, "<u8")
     index[: len(extents)] = extents
     tail = index.tobytes()
-    return tail + struct.pack("<I", google_crc32c.value(tail))
+    return tail + struct.pack("<I", crc32c(tail))
 
 
 def encode_shard(chunks: Sequence[bytes], blocks_per_shard: int) -> bytes:
@@ -122,7 +122,7 @@ def decode_index(payload: bytes, blocks_per_shard: int, *, where: str) -> npt.ND
     if len(payload) != index_nbytes(blocks_per_shard):
         raise ShardError(f"{where}: file is truncated, its index is missing")
     tail = payload[:-CRC_BYTES]
-    if struct.unpack("<I", payload[-CRC_BYTES:])[0] != google_crc32c.value(tail):
+    if struct.unpack("<I", payload[-CRC_BYTES:])[0] != crc32c(tail):
         raise ShardError(f"{where}: index checksum does not match; the file is damaged or truncated")
     return np.frombuffer(tail, "<u8").reshape(blocks_per_shard, 2)
 

@@ -25,7 +25,7 @@ from jmp_data.stream.pool import WorkerPool
 from jmp_data.stream.worker import ReadBlock, ReadStoredGraphs, Task
 
 LOCAL_THREADS = 2
-REMOTE_THREADS = 32
+REMOTE_THREADS = 64
 """A remote read mostly waits; a local one mostly decompresses."""
 
 Array = npt.NDArray[Any]
