@@ -10,48 +10,41 @@ from torch import Tensor
 from torch.nn import functional
 
 from jmp_model.gemnet_oc.fused import SILU_GAIN, run, silu_backward, times, twin_gradients, weight_gradient
-from jmp_model.gemnet_oc.ragged import PaddedLayout, sum_by_group
+from jmp_model.gemnet_oc.ragged import sum_by_group
 
 
-def collect_edges(m: Tensor, radial: Tensor, weight: Tensor, target: Tensor, layout: PaddedLayout) -> Tensor:
+def collect_edges(m: Tensor, radial: Tensor, weight: Tensor, target: Tensor, num_atoms: int) -> Tensor:
     """Σ m ∘ (radial·weightᵀ) over the edges of each target: (N, wide).
 
     Args:
-        m: (E, wide); radial: (E, r); weight: (wide, r).
-        target: (E,) sorted; layout: places of the edges in (N, width).
+        m: (E, wide); radial: (E, r); weight: (wide, r); target: (E,).
+        num_atoms: N.
     """
-    return run(_CollectEdges, _collect_edges, m, radial, weight, target, layout)
+    return run(_CollectEdges, _collect_edges, m, radial, weight, target, num_atoms)
 
 
-def _collect_edges(m: Tensor, radial: Tensor, weight: Tensor, target: Tensor, layout: PaddedLayout) -> Tensor:
-    return sum_by_group(m * functional.linear(radial, weight), target, layout.num_groups)
+def _collect_edges(m: Tensor, radial: Tensor, weight: Tensor, target: Tensor, num_atoms: int) -> Tensor:
+    return sum_by_group(m * functional.linear(radial, weight), target, num_atoms)
 
 
 class _CollectEdges(torch.autograd.Function):
-    """Sums radial × edge features per atom first, as batched products, and applies the weight to the sums."""
+    """Keeps nothing of the width of m but m itself."""
 
     @staticmethod
-    def forward(ctx: Any, m: Tensor, radial: Tensor, weight: Tensor, target: Tensor, layout: PaddedLayout) -> Tensor:
+    def forward(ctx: Any, m: Tensor, radial: Tensor, weight: Tensor, target: Tensor, num_atoms: int) -> Tensor:
         ctx.save_for_backward(m, radial, weight, target)
-        ctx.layout = layout
-        sums = torch.bmm(layout.pad(radial).transpose(1, 2), layout.pad(m))
-        # As an einsum this would be one tiny product for each of the wide features.
-        return sums.mul_(weight.t()).sum(1)
+        ctx.num_atoms = num_atoms
+        return sum_by_group(times(radial, weight).mul_(m), target, num_atoms)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         m, radial, weight, target = ctx.saved_tensors
-        layout: PaddedLayout = ctx.layout
         if torch.is_grad_enabled():
-            return twin_gradients(ctx, _collect_edges, (m, radial, weight, target, layout), grads[0])
-        grad = grads[0]
-        padded, radial_padded = layout.pad(m), layout.pad(radial)
-        dsums = grad[:, None, :] * weight.t()
-        dm = layout.unpad(torch.bmm(radial_padded, dsums))
-        dradial = layout.unpad(torch.bmm(padded, dsums.transpose(1, 2)))
-        sums = torch.bmm(radial_padded.transpose(1, 2), padded)
-        dweight = sums.mul_(grad[:, None, :]).sum(0).t()
-        return dm, dradial, dweight, None, None
+            return twin_gradients(ctx, _collect_edges, (m, radial, weight, target, ctx.num_atoms), grads[0])
+        grad = grads[0].index_select(0, target)
+        dm = times(radial, weight).mul_(grad)
+        dw = grad.mul_(m)
+        return dm, dw @ weight, weight_gradient(dw, radial), None, None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -266,7 +266,7 @@ class InteractionBlock(nn.Module):
 
 def collect_edges(m: Tensor, radial: Tensor, dense_rbf: Dense, topology: Topology) -> Tensor:
     """Sum m ∘ dense_rbf(radial), both (E, W), over the edges of each target: (N, W)."""
-    return gathering.collect_edges(m, radial, dense_rbf.weight, topology.main.target, topology.main.layout)
+    return gathering.collect_edges(m, radial, dense_rbf.weight, topology.main.target, topology.num_atoms)
 
 
 def expand_messages(messages: EdgeMessages, num_edges: int, width: int) -> Tensor:

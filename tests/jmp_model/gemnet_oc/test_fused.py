@@ -32,7 +32,7 @@ CASES: dict[str, Case] = {
         [(6, 4), (6, 2), (4, 2), (3, 2), (4, 2)],
     ),
     "collect_edges": (
-        lambda m, r, w: gathering.collect_edges(m, r, w, GROUPS, LAYOUT),
+        lambda m, r, w: gathering.collect_edges(m, r, w, GROUPS, LAYOUT.num_groups),
         [(6, 4), (6, 2), (4, 2)],
     ),
     "edge_update": (
