@@ -253,6 +253,7 @@ def measure_four_graphs(rounds: int) -> list[dict[str, Any]]:
     cases = [
         Case("32 slabs of 70 atoms, 12 Å", [make_slab(seed % 8) for seed in range(32)], 12.0, 1000),
         Case("64 molecules of 10 atoms, 8 Å", [make_molecule(seed) for seed in range(64)], 8.0, 1000),
+        Case("512 molecules of 10 atoms, 8 Å", [make_molecule(seed) for seed in range(512)], 8.0, 1000),
     ]
     for case in cases:
         n, settings = len(case.structures), GraphSettings(cutoff=case.cutoff)

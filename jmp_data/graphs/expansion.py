@@ -16,10 +16,10 @@ def expand(graph, images, codes, starts, counts, wraps, edge_index, cell_offsets
     """Fill edge_index (2, nedges) and cell_offsets (nedges, 3) with the edges of one graph in canonical order."""
     source, target = edge_index[0], edge_index[1]
     e = 0
-    for t in range(counts.shape[1]):
-        begin = starts[graph, t]
+    for t in range(len(counts)):
+        begin = starts[t, graph]
         w0, w1, w2 = wraps[t, 0], wraps[t, 1], wraps[t, 2]
-        for i in range(begin, begin + counts[graph, t]):
+        for i in range(begin, begin + counts[t, graph]):
             image = codes[i]
             source[e], target[e] = images[image, 0], t
             cell_offsets[e, 0], cell_offsets[e, 1] = images[image, 1] + w0, images[image, 2] + w1

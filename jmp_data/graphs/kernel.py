@@ -318,25 +318,29 @@ def _search_leaf(
             hit[n] = i
             n += (squared[i] <= limit) & (squared[i] > _SELF)
         if not complete and n <= limits[0]:
-            counts[0, base + t] = -1
+            counts[base + t, 0] = -1
             continue
         if n > limits[0]:
             for i in range(n):
                 rounded[i] = _rounded(squared[hit[i]])
             n, largest = _keep_nearest(hit, rounded, n, limits[0], work)
             if not complete and largest >= _rounded(limit):
-                counts[0, base + t] = -1
+                counts[base + t, 0] = -1
                 continue
         if dropout > 0.0:
             stream = np.int64(_scramble(np.uint64(seed + (t + 1) * GOLDEN)))
             stream += w0 * KEYS[1] + w1 * KEYS[2] + w2 * KEYS[3]
             n = _drop(hit, n, dropout, stream, identity)
         codes = _grown(codes, used + n * graphs)
-        starts[0, base + t], counts[0, base + t] = used, n
+        starts[base + t, 0], counts[base + t, 0] = used, n
         for i in range(n):
             codes[used + i] = candidates[hit[i]]
         used += n
         if graphs == 1:
+            continue
+        if n <= smallest and tagged[base + t]:
+            for g in range(1, graphs):
+                starts[base + t, g], counts[base + t, g] = starts[base + t, 0], n
             continue
         few = 0
         if smallest < n <= widest:
@@ -360,9 +364,9 @@ def _search_leaf(
         for g in range(1, graphs):
             filtered = g == graphs - 1 and not tagged[base + t]
             if n <= limits[g] and not filtered:
-                starts[g, base + t], counts[g, base + t] = starts[0, base + t], n
+                starts[base + t, g], counts[base + t, g] = starts[base + t, 0], n
                 continue
-            starts[g, base + t] = used
+            starts[base + t, g] = used
             if n <= limits[g]:
                 for i in range(n):
                     code = candidates[hit[i]]
@@ -373,7 +377,7 @@ def _search_leaf(
                     code = candidates[near[i]]
                     codes[used] = code
                     used += rank[i] < limits[g] and (not filtered or tagged[images[code, 0]])
-            counts[g, base + t] = used - starts[g, base + t]
+            counts[base + t, g] = used - starts[base + t, g]
     return codes, used
 
 
@@ -439,11 +443,12 @@ def search_batch(
         codes: (any,) int32, the same.
 
     Returns:
-        The first structure whose cutoff spans too many images, or -1; then images, places, codes, starts (G, N) and
-        counts (G, N).
+        The first structure whose cutoff spans too many images, or -1; then images, places, codes, starts (N, G),
+        counts (N, G) and their totals (G,).
     """
     graphs, natoms = limits.shape[1], len(positions)
-    starts, counts = np.zeros((graphs, natoms), np.int64), np.zeros((graphs, natoms), np.int64)
+    starts, counts = np.zeros((natoms, graphs), np.int64), np.zeros((natoms, graphs), np.int64)
+    totals = np.zeros(graphs, np.int64)
     count = used = 0
     for b in range(len(ptr) - 1):
         begin, end = ptr[b], ptr[b + 1]
@@ -461,7 +466,7 @@ def search_batch(
                     reach[axis] = np.int64(min(cells_reached + _MARGIN, 1e6))
                 tests *= 2.0 * reach[axis] + 1.0
             if tests > _MAX_IMAGES:
-                return b, images, places, codes, starts, counts
+                return b, images, places, codes, starts, counts, totals
             offsets, shifts = _offset_table(frames.reduced[b], frames.transforms[b], reach)
             box = _bounding_box(wrapped, targets)
             first = count
@@ -481,7 +486,10 @@ def search_batch(
             left = 0
             for t in range(end - begin):
                 targets[left] = t
-                left += counts[0, begin + t] < 0
+                left += counts[begin + t, 0] < 0
             targets = targets[:left]
             radius = min(cutoffs[b], 1.5 * radius)
-    return -1, images, places, codes, starts, counts
+    for t in range(natoms):
+        for g in range(graphs):
+            totals[g] += counts[t, g]
+    return -1, images, places, codes, starts, counts, totals
