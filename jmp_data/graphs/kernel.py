@@ -34,6 +34,7 @@ _LEAF_EXTENT = 1.0  # of the search radius
 _MAX_IMAGES = 100_000_000
 _NEARBY = 1.15  # d² within which the next target probably has enough, over the last one's farthest kept
 _RANKED = 128  # up to this many, comparing all pairs is faster than sorting
+_FEW_TOO_MANY = 4  # up to this many beyond a limit, taking the farthest out one by one is faster than either
 
 
 @njit(cache=True, nogil=True)
@@ -257,6 +258,19 @@ def _rank(rounded, count, rank):
 
 
 @njit(cache=True, nogil=True)
+def _rank_farthest(rounded, count, first, rank):
+    """The same for ranks from `first` on, which must be few, and zero instead of lower ones; overwrites `rounded`."""
+    for i in range(count):
+        rank[i] = 0
+    for place in range(count - 1, first - 1, -1):
+        farthest = 0
+        for i in range(1, count):
+            farthest = i if rounded[i] >= rounded[farthest] else farthest
+        rank[farthest] = place
+        rounded[farthest] = -1.0
+
+
+@njit(cache=True, nogil=True)
 def _scramble(x):
     x = (x ^ (x >> np.uint64(30))) * np.uint64(SCRAMBLE[0])
     x = (x ^ (x >> np.uint64(27))) * np.uint64(SCRAMBLE[1])
@@ -357,7 +371,10 @@ def _search_leaf(
             nearby *= 1.5
         for i in range(few):
             rounded[i] = _rounded(squared[near[i]])
-        _rank(rounded, few, rank)
+        if few < widest and few <= smallest + _FEW_TOO_MANY:
+            _rank_farthest(rounded, few, smallest, rank)
+        else:
+            _rank(rounded, few, rank)
         for i in range(few):
             if rank[i] == widest - 1:
                 nearby = rounded[i] * (_NEARBY / _TIES)
