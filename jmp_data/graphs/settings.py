@@ -90,17 +90,28 @@ def tabulate_settings(settings: GraphSettings | Sequence[GraphSettings], nstruct
         InvalidStructureError: another number of settings than structures.
     """
     if isinstance(settings, GraphSettings):
-        distinct, which = {0: settings}, np.zeros(nstructures, np.int64)
-    else:
-        if len(settings) != nstructures:
-            raise InvalidStructureError(f"{len(settings)} graph settings for {nstructures} structures", "shape")
-        distinct = {id(s): s for s in settings}
-        number = {identity: n for n, identity in enumerate(distinct)}
-        which = np.array([number[id(s)] for s in settings], np.int64)
+        limits = np.empty((nstructures, len(SEARCH_ORDER)), np.int64)
+        limits[:] = _limits(settings)
+        return SettingsTable(
+            np.full(nstructures, settings.cutoff), limits, np.full(nstructures, _tag_mask(settings), np.int64)
+        )
+    if len(settings) != nstructures:
+        raise InvalidStructureError(f"{len(settings)} graph settings for {nstructures} structures", "shape")
+    distinct = {id(s): s for s in settings}
+    number = {identity: n for n, identity in enumerate(distinct)}
+    which = np.array([number[id(s)] for s in settings], np.int64)
     cutoffs = np.array([s.cutoff for s in distinct.values()], np.float64)
-    limits = np.array([[getattr(s, name) for name in SEARCH_ORDER] for s in distinct.values()], np.int64)
-    masks = np.array([sum(1 << tag for tag in set(s.qint_tags)) for s in distinct.values()], np.int64)
-    return SettingsTable(cutoffs[which], limits.reshape(-1, 4)[which], masks[which])
+    limits = np.array([_limits(s) for s in distinct.values()], np.int64).reshape(-1, len(SEARCH_ORDER))
+    masks = np.array([_tag_mask(s) for s in distinct.values()], np.int64)
+    return SettingsTable(cutoffs[which], limits[which], masks[which])
+
+
+def _limits(settings: GraphSettings) -> tuple[int, ...]:
+    return tuple(getattr(settings, name) for name in SEARCH_ORDER)
+
+
+def _tag_mask(settings: GraphSettings) -> int:
+    return sum(1 << tag for tag in set(settings.qint_tags))
 
 
 def tagged_atoms(tags: Any, ptr: npt.NDArray[np.int64], table: SettingsTable) -> npt.NDArray[np.bool_]:
@@ -122,8 +133,9 @@ def tagged_atoms(tags: Any, ptr: npt.NDArray[np.int64], table: SettingsTable) ->
         raise InvalidStructureError(f"tags have shape {tags.shape}, expected ({ptr[-1]},)", "shape")
     if len(tags) and not 0 <= tags.min() <= tags.max() <= MAX_TAG:
         raise InvalidStructureError(f"tags run from {tags.min()} to {tags.max()}; graphs know 0 to {MAX_TAG}", "tags")
-    masks = np.repeat(table.tag_masks, np.diff(ptr))
-    tagged: npt.NDArray[np.bool_] = (masks >> tags.astype(np.int64)) & 1 == 1
+    masks = table.tag_masks
+    of_atoms = masks[:1] if len(tags) and (masks == masks[0]).all() else np.repeat(masks, np.diff(ptr))
+    tagged: npt.NDArray[np.bool_] = (of_atoms >> tags.astype(np.int64)) & 1 == 1
     return tagged
 
 
