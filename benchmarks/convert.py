@@ -47,6 +47,8 @@ from jmp_data.sources import get_source, oc20, oc22
 ASE_FRAMES = 300
 _DEFAULT = BuildSettings()
 MOLECULES_PER_FRAME = 15  # so that all archives take about as long
+ATOMS_OF_FULL_PART = 26  # a molecule of this size fills a part to both of its limits, of structures and of atoms
+FRAMES_OF_FULL_PART = 13_000  # of molecules: enough for the largest split of ANI-1x
 OC20_SET = "s2ef_train_2M"
 
 
@@ -98,28 +100,28 @@ def write_oc22(raw: Path, rng: np.random.Generator, frames: int) -> None:
     demo.write_oc22_split(raw, "train", [slab(rng, number, 80) for number in range(frames)])
 
 
-def write_ani1x(raw: Path, rng: np.random.Generator, frames: int) -> None:
-    """Formulas of 15 atoms."""
+def write_ani1x(raw: Path, rng: np.random.Generator, frames: int, natoms: int = 15) -> None:
+    """Formulas of so many atoms."""
     with h5py.File(raw / "ani1x-release.h5", "w") as file:
         for number in range(max(2, frames * MOLECULES_PER_FRAME // 1600)):
-            positions, forces = molecules(rng, 1600, 15)
+            positions, forces = molecules(rng, 1600, natoms)
             group = file.create_group(f"C{number}H4")
-            group["atomic_numbers"] = np.full(15, 6, np.uint8)
+            group["atomic_numbers"] = np.full(natoms, 6, np.uint8)
             group["coordinates"] = positions.astype(np.float32)
             group["wb97x_dz.energy"] = rng.normal(-380, 0.1, 1600)
             group["wb97x_dz.forces"] = (forces / 27.2).astype(np.float32)
 
 
-def write_transition1x(raw: Path, rng: np.random.Generator, frames: int) -> None:
-    """Reactions of 14 atoms, endpoints repeated."""
+def write_transition1x(raw: Path, rng: np.random.Generator, frames: int, natoms: int = 14) -> None:
+    """Reactions of so many atoms, endpoints repeated."""
 
     def reactions() -> Iterator[demo.Reaction]:
         for number in range(max(2, frames * MOLECULES_PER_FRAME // 954)):
-            positions, forces = molecules(rng, 954, 14)
+            positions, forces = molecules(rng, 954, natoms)
             yield demo.Reaction(
                 name=f"rxn{number:04d}",
                 split="train",
-                atomic_numbers=np.array([6] * 4 + [1] * 10),
+                atomic_numbers=np.array([6] * 4 + [1] * (natoms - 4)),
                 positions=positions,
                 energies=rng.normal(-8000, 1, 954),
                 forces=forces,
@@ -199,6 +201,7 @@ def measure(name: str, raw: Path, out: Path, plain: Path, turns: int) -> dict[st
     full = manifest.splits[0].count or (manifest.records.count if manifest.records else 0)
     best_build = min(turn.build for turn in taken)
     fill_largest_part(name, raw)
+    largest = largest_job(name, raw, out).part
     return {
         "source": name,
         "records": sum(split.manifest.records_in for split in done),
@@ -214,6 +217,7 @@ def measure(name: str, raw: Path, out: Path, plain: Path, turns: int) -> dict[st
         "full_set": full,
         "full_set_core_hours": full * best_build / 3600,
         "full_set_GB": full * bytes_each / 1e9,
+        "worker_records": largest.num_records,
         "worker_peak_MB": peak_memory(name, raw, out, BuildSettings()),
         "worker_peak_MB_shuffle": peak_memory(name, raw, out, BuildSettings(shuffle=0)),
         "worker_peak_MB_graphs": peak_memory(name, raw, out, BuildSettings(graphs="all"), limit=2000),
@@ -221,7 +225,7 @@ def measure(name: str, raw: Path, out: Path, plain: Path, turns: int) -> dict[st
 
 
 def fill_largest_part(name: str, raw: Path) -> None:
-    """Repeat the records until they fill the largest part that a plan makes; molecules do so already."""
+    """Repeat the records until they fill the largest part that a plan makes; of molecules, make larger ones instead."""
     if name == "oc20":
         pairs = sorted((raw / OC20_SET / OC20_SET).glob("*.xz"))
         for number in range(len(pairs) // 2, oc20.MAX_STRUCTURES_PER_PART // FRAMES_PER_FILE):
@@ -232,13 +236,22 @@ def fill_largest_part(name: str, raw: Path) -> None:
         with oc22.open_lmdb(path) as records:
             payloads = [records.read(key) for key in range(len(records))]
         path.unlink()
-        demo.write_lmdb(path, payloads * (oc22.MAX_STRUCTURES_PER_PART // len(payloads)))
+        demo.write_lmdb(path, payloads * -(-oc22.MAX_STRUCTURES_PER_PART // len(payloads)))
+    elif name == "ani1x":
+        write_ani1x(raw, np.random.default_rng(1), FRAMES_OF_FULL_PART, ATOMS_OF_FULL_PART)
+    elif name == "transition1x":
+        write_transition1x(raw, np.random.default_rng(1), FRAMES_OF_FULL_PART, ATOMS_OF_FULL_PART)
+
+
+def largest_job(name: str, raw: Path, out: Path, settings: BuildSettings = _DEFAULT) -> PartJob:
+    """The part with the most records."""
+    jobs = [job for split in planned(name, raw, out, settings) for job in split.jobs]
+    return max(jobs, key=lambda job: job.part.num_records)
 
 
 def peak_memory(name: str, raw: Path, out: Path, settings: BuildSettings, limit: int | None = None) -> float:
     """Peak resident megabytes of a fresh worker that converts the largest part, or the first records of it."""
-    jobs = [job for split in planned(name, raw, out, settings) for job in split.jobs]
-    job = replace(max(jobs, key=lambda job: job.part.num_records), limit=limit)
+    job = replace(largest_job(name, raw, out, settings), limit=limit)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         peak = pool.apply(_peak_memory, (job,))
     shutil.rmtree(out)

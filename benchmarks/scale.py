@@ -22,6 +22,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ SIZES = (100_000, 1_000_000, 10_000_000, OC20_FRAMES)
 
 
 def measure(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-    """Run in a fresh process; seconds, peak memory above the import, and what it returned."""
+    """Run in a fresh process; seconds, peak memory above the imports, and what it returned."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_measured, (function, arguments))
@@ -63,10 +65,20 @@ def _measured(function: Callable[..., Any], arguments: tuple[Any, ...]) -> dict[
         import jmp_data.stream  # noqa: F401
 
     before = peak_kilobytes()
-    start = time.perf_counter()
+    values = timed(function, *arguments)
+    return {"MB": round((peak_kilobytes() - before) / 1024, 1), **values}
+
+
+def timed(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """Seconds of the wall's clock and of processors, those of processes that it waited for included; its result."""
+    start, before = time.perf_counter(), os.times()
     result = function(*arguments)
-    seconds = time.perf_counter() - start
-    return {"seconds": round(seconds, 3), "MB": round((peak_kilobytes() - before) / 1024, 1), **(result or {})}
+    after = os.times()
+    return {
+        "seconds": round(time.perf_counter() - start, 3),
+        "cpu_seconds": round(sum(after[:4]) - sum(before[:4]), 3),
+        **(result or {}),
+    }
 
 
 def write_raw(folder: Path, pairs: int) -> None:
@@ -236,9 +248,7 @@ def run(folder: Path, pairs: int, note: Callable[[str, dict[str, Any]], None]) -
         raw, out = folder / f"raw{count}", folder / f"out{count}"
         write_raw(raw, count)
         note(f"plan {count} pairs", measure(plan, raw, out))
-        start = time.perf_counter()
-        convert(raw, out)  # starts processes of its own
-        note(f"convert {count} pairs", {"seconds": round(time.perf_counter() - start, 3)})
+        note(f"convert {count} pairs", timed(convert, raw, out))  # starts processes of its own
         note(f"finalise {count} pairs", measure(finalise, raw, out))
         note(f"build again {count} pairs", measure(build_again, raw, out))
         note(f"open {count} pairs", measure(open_it, out / "oc20" / "train"))
@@ -251,7 +261,12 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=26_786)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    results: dict[str, Any] = {"machine": platform.machine(), "python": platform.python_version()}
+    results: dict[str, Any] = {
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("jmp-data", "numpy", "numba", "torch")},
+    }
+    print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC {results}", flush=True)
 
     def note(name: str, values: dict[str, Any]) -> None:
         results[name] = values

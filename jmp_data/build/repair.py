@@ -19,7 +19,7 @@ from jmp_data.shards.dataset import open_dataset
 from jmp_data.shards.formats import digest_file
 from jmp_data.shards.integrity import Damage
 from jmp_data.shards.manifest import DatasetManifest
-from jmp_data.shards.staging import part_folder
+from jmp_data.shards.staging import load_part, part_folder
 from jmp_data.sources import raw_folder, source_names
 
 
@@ -61,11 +61,12 @@ def repair_dataset(dataset: Path, raw: Path, damage: Sequence[Damage]) -> int:
     Raises:
         ManifestError: the data set was not made by `build`, or its build records are gone.
         RawFileError: a raw file is not the one that the data set was built from.
+        ShardError: another version of this code made the build records.
     """
     manifest = open_dataset(dataset).manifest
     build = _plan_again(dataset, raw, manifest)
     hit = {manifest.shards[entry.shard].part for entry in damage if entry.shard is not None}
-    complete = all(part_folder(build.dataset, job.key).is_dir() for job in build.jobs)
+    complete = all(load_part(build.dataset, job.key) is not None for job in build.jobs)
     # The shards of a shuffled build come from its parts, which lie sorted in the build records.
     made: Sequence[PartJob | BucketJob] = build.jobs
     if complete and build.settings.shuffle is not None:

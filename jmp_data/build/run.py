@@ -115,6 +115,7 @@ def run_build(builds: Sequence[SplitBuild], engine: Engine, progress: Progress) 
 
     Raises:
         TargetLockedError: another build is at work on one of the folders.
+        ShardError: another version of this code began one of the folders.
         JmpDataError: bad input that cannot be set aside; finished parts are kept.
     """
     with lock_targets([build.dataset for build in builds]):
@@ -168,7 +169,7 @@ def run_finalize(
         progress: called after each shard of that pass.
 
     Raises:
-        ShardError: parts are missing.
+        ShardError: parts are missing, or another version of this code made them.
     """
     with lock_targets([build.dataset for build in builds]):
         for build in builds:

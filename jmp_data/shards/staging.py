@@ -14,11 +14,12 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from jmp_data.errors import ShardError
 from jmp_data.schema import Block, Schema
 from jmp_data.shards.atomic import write_atomic, write_durable
 from jmp_data.shards.formats import ShardEncoder, digest, shard_encoder
@@ -32,6 +33,11 @@ from jmp_data.shards.transports import Payload, Span
 
 BUILD_FOLDER = ".build"
 PART_RECORD = "part.json"
+RECORDS_VERSION: Final = 2
+"""Form of what a finished part keeps for finalising: `part.json`, facts of the trust pass, keys of a shuffle.
+
+Whoever changes one of these counts up. Records without a version are of the first form.
+"""
 NATOMS_SIDECAR, BLOCKS_SIDECAR, GRAPHS_SIDECAR = "natoms.npy", "blocks.npy", "graph_blocks.npy"
 """Files of a staged shard that are joined with those of the others; each is one array."""
 
@@ -48,6 +54,7 @@ class PartRecord:
         skipped: reason → count.
         damaged_files: messages about raw files that are damaged themselves.
         statistics: mergeable sums, see `jmp_data.references`.
+        version: `RECORDS_VERSION` of the code that made it.
     """
 
     key: str
@@ -57,6 +64,7 @@ class PartRecord:
     skipped: Mapping[str, int] = field(default_factory=dict)
     damaged_files: tuple[str, ...] = ()
     statistics: Mapping[str, Any] = field(default_factory=dict)
+    version: int = RECORDS_VERSION
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> PartRecord:
@@ -72,11 +80,24 @@ def part_folder(dataset: Path, key: str) -> Path:
 
 
 def load_part(dataset: Path, key: str) -> PartRecord | None:
-    """The record of a finished part, or None if it is not finished."""
+    """The record of a finished part, or None if it is not finished.
+
+    Raises:
+        ShardError: another version of this code made it, and keeps its records in another form.
+    """
+    path = part_folder(dataset, key) / PART_RECORD
     try:
-        return PartRecord.from_json(json.loads((part_folder(dataset, key) / PART_RECORD).read_bytes()))
+        entry = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
+    version = entry.get("version", 1)
+    if version != RECORDS_VERSION:
+        raise ShardError(
+            f"{path}: was made by another version of jmp-data, whose build records have form {version}, not "
+            f"{RECORDS_VERSION} as here; finish with that version, or delete {dataset / BUILD_FOLDER} and run the same "
+            "command again to convert everything anew"
+        )
+    return PartRecord.from_json(entry)
 
 
 class StagedStore:

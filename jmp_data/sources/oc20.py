@@ -33,6 +33,7 @@ TRAIN_SETS = ("train_all", "train_20M", "train_2M", "train_200K")
 """Published training sets, largest first; each holds the smaller ones."""
 VALIDATION_SETS = ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both")
 MAX_STRUCTURES_PER_PART = 30_000
+_PAIRS_PER_TASK = 64  # a task a pair would cost more than counting
 
 _ARCHIVE = re.compile(r"s2ef_(\w+)\.tar")
 _NUMBERED = re.compile(r"(\d+)\.(extxyz|txt)\.xz")
@@ -150,5 +151,7 @@ def _find_pairs(folder: Path) -> list[tuple[Path, Path]]:
 
 def _count_systems(paths: Sequence[Path]) -> list[int]:
     """Records of each pair. Unpacking releases the interpreter lock, so threads help."""
+    batches = [paths[start : start + _PAIRS_PER_TASK] for start in range(0, len(paths), _PAIRS_PER_TASK)]
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        return list(pool.map(count_systems, paths))
+        counted = pool.map(lambda batch: [count_systems(path) for path in batch], batches)
+        return [count for counts in counted for count in counts]

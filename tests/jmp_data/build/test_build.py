@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -16,6 +17,7 @@ from jmp_data.graphs import PERIODIC, GraphSettings
 from jmp_data.shards.graph_layer import LayerSettings
 from jmp_data.shards.integrity import verify_dataset
 from jmp_data.shards.layout import Layout
+from jmp_data.shards.staging import RECORDS_VERSION
 from tests import raw_archives
 from tests.graph_structures import searched
 from tests.jmp_data.build.fault_injection import tree
@@ -125,6 +127,58 @@ def test_a_half_written_part_is_thrown_away_and_made_again(raw: Path, tmp_path: 
         open_dataset(dataset)
     build(raw, tmp_path / "broken", ["ani1x"])
     assert tree(tmp_path / "whole") == tree(tmp_path / "broken")
+
+
+def test_build_records_have_the_form_of_their_version(tmp_path: Path) -> None:
+    """Where this fails the form has changed: count `RECORDS_VERSION` up and write the new form down here."""
+    raw_archives.write_oc20(tmp_path / "raw", train=5, val=5)
+    build(tmp_path / "raw", tmp_path, ["oc20"], shuffle=0)
+    folder = next((tmp_path / "oc20" / "train" / ".build" / "parts").glob("*/trust.npz")).parent
+    with np.load(folder / "trust.npz") as archive:
+        trust = {name: archive[name].dtype.descr for name in archive}
+    word, byte = [("", "<i8")], [("", "|u1")]
+    facts = [("composition", "<u8"), ("geometry", "<u8"), ("energy", "<f4"), ("force", "<f4")]
+    record = json.loads((folder / "part.json").read_bytes())
+    assert RECORDS_VERSION == 2
+    assert trust == {"facts": facts, "ids": byte, "id_bytes": word, "found": byte}
+    assert sorted(record) == [
+        *("damaged_files", "key", "quarantined", "raw_files", "shards", "skipped", "statistics", "version")
+    ]
+    assert sorted(record["shards"][0]) == ["atoms", "blocks", "files", "part", "raw_files", "structures"]
+    assert np.load(folder / "keys.npy").dtype == np.uint64
+
+
+@pytest.mark.parametrize("version", [None, 1, RECORDS_VERSION + 1])
+def test_a_folder_begun_by_other_code_is_refused_and_left_as_it_is(tmp_path: Path, version: int | None) -> None:
+    raw_archives.write_oc20(tmp_path / "raw", train=5, val=5)
+    build(tmp_path / "raw", tmp_path, ["oc20"])
+    expected, dataset = tree(tmp_path / "oc20"), tmp_path / "oc20" / "train"
+    (record,) = (dataset / ".build" / "parts").glob("*/part.json")
+    entry = json.loads(record.read_bytes())
+    assert entry.pop("version") == RECORDS_VERSION
+    record.write_text(json.dumps(entry if version is None else {**entry, "version": version}))
+    written = record.read_bytes()
+    line = f"part.json: .* form {version or 1}, not {RECORDS_VERSION} as here; .* delete .*/train/.build and run"
+    builds = plan_build(["oc20"], tmp_path / "raw", tmp_path, settings=BuildSettings(layout=SMALL))
+    engine = choose_engine(workers=1, scheduler=None)
+    victim = dataset / "forces/c/0/0/0"
+    shard = victim.read_bytes()
+    victim.unlink()
+    for attempt in (
+        lambda: list(run_build(builds, engine, lambda done: None)),
+        lambda: run_array_part(builds, (1, 1), engine, lambda done: None),
+        lambda: list(run_finalize(builds)),
+        lambda: repair_dataset(dataset, tmp_path / "raw", verify_dataset(dataset)),
+    ):
+        with pytest.raises(ShardError, match=line) as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+    victim.write_bytes(shard)
+    assert record.read_bytes() == written
+    assert tree(tmp_path / "oc20") == expected
+    shutil.rmtree(dataset / ".build")  # as the line says
+    build(tmp_path / "raw", tmp_path, ["oc20"])
+    assert tree(tmp_path / "oc20") == expected
 
 
 def test_a_data_set_of_an_earlier_version_gets_what_it_lacks_and_keeps_its_shards(tmp_path: Path) -> None:

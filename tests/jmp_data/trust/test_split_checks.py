@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,36 +84,75 @@ def test_repeats_name_the_first_of_their_kind() -> None:
     assert reasons(salt, minus_zero) == {1: "duplicate_frame"}
 
 
-def loop_over_groups(facts: Any, limits: TrustThresholds) -> set[tuple[int, str]]:
-    """The definition, composition by composition."""
-    found: set[tuple[int, str]] = set()
-    for name, reason, sigmas, floor in (
-        ("energy", "energy_outlier", limits.energy_outlier, limits.min_energy_deviation),
-        ("force", "force_outlier", limits.force_outlier, limits.min_force_deviation),
-    ):
-        for key in set(facts["composition"].tolist()):
-            rows = [i for i in range(len(facts)) if facts["composition"][i] == key and np.isfinite(facts[name][i])]
-            values = np.array([float(facts[name][i]) for i in rows])
+def loop_over_groups(facts: Any, limits: TrustThresholds) -> list[SplitFinding]:
+    """The definition, composition by composition, of the whole split at once."""
+    found: list[SplitFinding] = []
+    energy, force = (
+        (limits.energy_outlier, limits.min_energy_deviation),
+        (limits.force_outlier, limits.min_force_deviation),
+    )
+    texts = {
+        "force": "largest force {:.4g} eV/Å, others of its composition have {:.4g}",
+        "energy": "energy {:.6g} eV/atom, others of its composition have {:.6g}",
+    }
+    for name, (sigmas, floor) in (("force", force), ("energy", energy)):
+        values = facts[name].astype(np.float64) + 0.0
+        for key in np.unique(facts["composition"]):
+            rows = np.flatnonzero((facts["composition"] == key) & np.isfinite(values))
             if len(rows) >= limits.min_group:
-                deviation = np.abs(values - np.median(values))
-                limit = max(floor, sigmas * 1.4826 * np.median(deviation))
-                found |= {(rows[i], reason) for i in range(len(rows)) if deviation[i] > limit}
-    keys = facts["geometry"].tolist()
-    return found | {(i, "duplicate_frame") for i in range(len(keys)) if keys[i] in keys[:i]}
+                median = np.median(values[rows])
+                deviation = np.abs(values[rows] - median)
+                limit = max(floor, sigmas * (1.4826 * np.median(deviation)))
+                found += [
+                    SplitFinding(int(row), f"{name}_outlier", texts[name].format(values[row], median))
+                    for row in rows[deviation > limit]
+                ]
+    first: dict[int, int] = {}
+    for row, geometry in enumerate(facts["geometry"].tolist()):
+        if first.setdefault(geometry, row) != row:
+            found.append(SplitFinding(row, "duplicate_frame", "repeats", first[geometry]))
+    return sorted(found, key=lambda each: each.index)
+
+
+def random_facts(seed: int, count: int, compositions: int) -> Any:
+    """Facts with outliers, repeats and gaps; keys that a poor hash would pile up."""
+    random = np.random.default_rng(seed)
+    facts = np.zeros(count, ROW_FACTS)
+    facts["composition"] = random.integers(0, compositions, count) * np.uint64(2**57)
+    facts["geometry"] = random.integers(0, max(1, 2 * count), count) << random.integers(0, 40)
+    facts["energy"] = random.standard_cauchy(count).round(int(random.integers(0, 5)))
+    facts["energy"][random.random(count) < 0.1] = np.nan
+    facts["force"] = np.abs(random.standard_cauchy(count)) * 20
+    facts["force"][random.random(count) < 0.01] = np.inf
+    return facts
+
+
+STRICT = TrustThresholds(energy_outlier=3.0, force_outlier=3.0, min_force_deviation=1.0, min_group=5)
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(0, 10_000), st.integers(0, 120), st.integers(1, 7), st.integers(3, 200))
-def test_parts_and_bundles_change_nothing(seed: int, count: int, parts: int, rows_in_memory: int) -> None:
-    random = np.random.default_rng(seed)
-    facts = np.zeros(count, ROW_FACTS)
-    facts["composition"] = random.integers(0, 5, count) * np.uint64(2**61)
-    facts["geometry"] = random.integers(0, max(1, 2 * count), count)
-    facts["energy"] = random.standard_cauchy(count)
-    facts["energy"][random.random(count) < 0.1] = np.nan
-    facts["force"] = np.abs(random.standard_cauchy(count)) * 20
-    limits = TrustThresholds(energy_outlier=3.0, force_outlier=3.0, min_force_deviation=1.0, min_group=5)
-    pieces = np.array_split(facts, parts)
-    found = check_split([lambda piece=piece: piece for piece in pieces], limits, rows_in_memory=rows_in_memory)
-    assert {(each.index, each.reason) for each in found} == loop_over_groups(facts, limits)
-    assert [each.index for each in found] == sorted(each.index for each in found)
+@given(
+    seed=st.integers(0, 10_000),
+    count=st.integers(0, 300),
+    compositions=st.integers(1, 30),
+    parts=st.integers(1, 7),
+    rows_in_memory=st.integers(3, 400),
+    cell_rows=st.integers(1, 400),
+)
+def test_parts_bundles_and_cells_change_nothing(
+    seed: int, count: int, compositions: int, parts: int, rows_in_memory: int, cell_rows: int
+) -> None:
+    facts = random_facts(seed, count, compositions)
+    pieces = [lambda piece=piece: piece for piece in np.array_split(facts, parts)]
+    found = check_split(pieces, STRICT, rows_in_memory=rows_in_memory, cell_rows=cell_rows)
+    assert found == loop_over_groups(facts, STRICT)
+
+
+def test_many_cells_of_usual_size_find_the_same_as_one_look_at_everything(tmp_path: Path) -> None:
+    """Bundles that go to disk, of several cells each."""
+    facts = random_facts(1, 300_000, 64)
+    pieces = [lambda piece=piece: piece for piece in np.array_split(facts, 11)]
+    bundled = check_split(pieces, STRICT, total=len(facts), rows_in_memory=70_000, scratch=tmp_path)
+    assert len(bundled) > 60_000
+    assert bundled == loop_over_groups(facts, STRICT)
+    assert list(tmp_path.iterdir()) == []
