@@ -1,6 +1,6 @@
 """Read a finished data set: by structure, by block, or only its sizes; Zarr and WebDataset, local and remote alike.
 
-Opening parses `summary.json`, which does not grow with the data, after comparing the manifest with the digest in there.
+Opening parses `summary.json`, which does not grow with the data, after a look at the beginning of the manifest.
 With the first block that is read come `blocks.npy` (32 bytes a block) and `shards.npy` (8 bytes a shard); `natoms` is
 memory-mapped. The manifest, with its lists of shards and raw files, is parsed where they are asked for.
 """
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from jmp_data.errors import ManifestError, MissingFileError, ShardError
 from jmp_data.schema import Block, Schema, Structure
 from jmp_data.shards import tar_codec
-from jmp_data.shards.formats import BlockReader, block_reader, digest, digest_file, stored_name
+from jmp_data.shards.formats import BlockReader, block_reader, digest, stored_name
 from jmp_data.shards.graph_layer import GraphLayer
 from jmp_data.shards.layout import SOURCE_ID
 from jmp_data.shards.manifest import MANIFEST_NAME, DatasetManifest
@@ -68,9 +68,10 @@ class ShardDataset:
         """
         if self._manifest is None:
             payload = _read_manifest(self.store, self.path)
+            manifest = DatasetManifest.from_bytes(payload, where=f"{self.path}/{MANIFEST_NAME}")
             if digest(payload) != self.summary.manifest:
                 raise ManifestError(f"{self.path}: {MANIFEST_NAME} has changed since the data set was opened")
-            self._manifest = DatasetManifest.from_bytes(payload, where=f"{self.path}/{MANIFEST_NAME}")
+            self._manifest = manifest
         return self._manifest
 
     def __len__(self) -> int:
@@ -275,7 +276,7 @@ def _read_summary(store: Store) -> DatasetSummary | None:
         summary = DatasetSummary.from_bytes(path.read_bytes(), where=str(path))
     except ManifestError:
         return None
-    return summary if summary.manifest == digest_file(manifest) else None
+    return summary if summary.describes(manifest) else None
 
 
 def open_dataset(path: str | Path) -> ShardDataset:

@@ -6,14 +6,13 @@ the finding says which blocks are hit; bytes that no chunk covers (an index, pad
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jmp_data.errors import JmpDataError, MissingFileError, ShardError
 from jmp_data.shards.dataset import BLOCKS_FILE, SHARDS_FILE, ShardDataset, open_dataset
-from jmp_data.shards.formats import digest_file
+from jmp_data.shards.formats import digest, digest_file
 from jmp_data.shards.graph_layer.layout import BLOCKS_FILE as LAYER_BLOCKS_FILE
 from jmp_data.shards.graph_layer.layout import is_layer_file
 from jmp_data.shards.manifest import MANIFEST_NAME, DatasetManifest, FileDigest
@@ -113,11 +112,15 @@ def _check_manifest(root: Path, manifest: DatasetManifest) -> list[Damage]:
     payload = (root / MANIFEST_NAME).read_bytes()
     if payload != manifest.to_bytes():
         return [Damage(MANIFEST_NAME, None, f"{root}: {MANIFEST_NAME} was changed by hand or damaged")]
-    summary = DatasetSummary.of(manifest, payload).to_bytes()
-    expected = FileDigest(len(summary), hashlib.sha256(summary).hexdigest())
-    problem = _compare(root / SUMMARY_FILE, expected)
-    if problem is None or SHARDS_FILE not in manifest.files:  # earlier versions wrote neither
+    summary = DatasetSummary.of(manifest, payload)
+    # Earlier versions wrote no signature, and the first ones no summary either.
+    problems = [
+        _compare(root / SUMMARY_FILE, digest(form.to_bytes()))
+        for form in (replace(summary, manifest_signature=""), summary)
+    ]
+    if None in problems or SHARDS_FILE not in manifest.files:
         return []
+    problem = problems[-1]
     return [Damage(SUMMARY_FILE, None, f"{root}: file {SUMMARY_FILE}: {problem}")]
 
 

@@ -35,6 +35,12 @@ def sign(entry: Mapping[str, Any]) -> bytes:
     return blank.replace(_line(_BLANK), _line(hashlib.sha256(blank).hexdigest()), 1)
 
 
+def signature(payload: bytes) -> str:
+    """The digest that signed JSON, or the beginning of it, carries of itself; "" where it is not in there."""
+    _, name, after = payload.partition(f'"{_SELF_DIGEST}": "'.encode())
+    return after[: len(_BLANK)].decode("ascii", "replace") if name else ""
+
+
 def _is_intact(payload: bytes, digest: str) -> bool:
     blank = payload.replace(_line(digest), _line(_BLANK), 1)
     return hashlib.sha256(blank).hexdigest() == digest

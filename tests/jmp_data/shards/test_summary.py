@@ -94,3 +94,38 @@ def test_a_manifest_that_changes_under_an_open_data_set_is_refused(folder: Path)
     (folder / MANIFEST_NAME).write_bytes(replace(open_dataset(folder).manifest, name="other").to_bytes())
     with pytest.raises(ManifestError, match="changed since"):
         _ = dataset.manifest
+
+
+def test_damage_far_inside_of_a_long_manifest_is_found_where_it_is_parsed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jmp_data.shards.summary._HASHED", 0)
+    path = folder / MANIFEST_NAME
+    payload = path.read_bytes()
+    assert payload.count(b'"shards": [') == 1
+    path.write_bytes(payload.replace(b'"shards": [', b'"shardz": ['))
+    dataset = open_dataset(folder)
+    assert len(list(dataset)) == 50
+    with pytest.raises(ManifestError, match="its own digest does not match"):
+        _ = dataset.manifest
+
+
+def test_a_summary_without_the_signature_of_its_manifest_is_used_and_sound(folder: Path, parsed: list[str]) -> None:
+    older = replace(open_dataset(folder).summary, manifest_signature="")
+    (folder / SUMMARY_FILE).write_bytes(older.to_bytes())
+    assert b"signature" not in (folder / SUMMARY_FILE).read_bytes()
+    assert open_dataset(folder).summary == older
+    assert parsed == []
+    assert verify_dataset(folder) == []
+
+
+@pytest.mark.parametrize("hashed", [0, 1 << 20])
+def test_a_manifest_of_the_same_size_but_another_content_is_not_taken_for_the_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, hashed: int
+) -> None:
+    monkeypatch.setattr("jmp_data.shards.summary._HASHED", hashed)
+    manifest = open_dataset(folder).manifest
+    other = replace(manifest, name="sane")
+    (folder / MANIFEST_NAME).write_bytes(other.to_bytes())
+    assert len(other.to_bytes()) == len(manifest.to_bytes())
+    assert open_dataset(folder).name == "sane"
