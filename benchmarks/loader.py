@@ -306,7 +306,7 @@ def measure(name: str, folder: Path) -> list[float]:
     return list(read(batches, 1.5))
 
 
-def graph_costs(folder: Path, batches: int = 12) -> list[dict[str, Any]]:
+def graph_costs(folder: Path, batches: int = 100) -> list[dict[str, Any]]:
     """Structures per second with the four graphs of GemNet-OC: the search alone, and streams that do it."""
     from jmp_data.graphs import PERIODIC, attach_graphs
 
