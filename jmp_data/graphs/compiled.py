@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from jmp_data.errors import InvalidStructureError
 from jmp_data.graphs import expansion, kernel, lattice
+from jmp_data.graphs.memory import empty_edges
 
 Array = npt.NDArray[Any]
 
@@ -66,31 +67,13 @@ def search_edges(
             f"structure {crowded}: cutoff spans over 1e8 periodic images; check the units of cell and positions",
             "tiny_cell",
         )
-    widest, *narrower = totals.tolist()
-    pieces = [*_empty_edges([widest]), *_empty_edges(narrower)]
+    pieces = empty_edges(totals.tolist())
     for graph, (words, edge_index, cell_offsets) in enumerate(pieces):
-        if graph and len(cell_offsets) == widest:  # a subset of the widest that lost nothing
+        if graph and len(cell_offsets) == totals[0]:  # a subset of the widest that lost nothing
             words[:] = pieces[0][0]
         else:
             expansion.expand(graph, images, codes, starts, counts, frames.wraps, edge_index, cell_offsets)
     return [(edge_index, cell_offsets) for _, edge_index, cell_offsets in pieces]
-
-
-def _empty_edges(sizes: list[int]) -> list[tuple[Array, Array, Array]]:
-    """For each graph of so many edges, memory as 8-byte words, and edge_index and cell_offsets that lie in it.
-
-    The graphs share one piece of memory: several large pieces the allocator would give back to the system after every
-    batch, and touching memory that comes fresh from there costs as much as the search.
-    """
-    lengths = [2 * nedges + (3 * nedges + 1) // 2 for nedges in sizes]
-    memory = np.empty(sum(lengths), np.int64)
-    pieces, begin = [], 0
-    for nedges, length in zip(sizes, lengths, strict=True):
-        words = memory[begin : begin + length]
-        edge_index = np.ndarray((2, nedges), np.int64, words)
-        pieces.append((words, edge_index, np.ndarray((nedges, 3), np.int32, words, edge_index.nbytes)))
-        begin += length
-    return pieces
 
 
 def search_radius_graph(

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,16 @@ class _Mapping:
         self._address: int = address
         weakref.finalize(self, _libc.munmap, address, self.size).atexit = False
 
+    def find(self, arrays: Mapping[str, Array]) -> Header | None:
+        """Places of arrays that lie in this memory; None if any of them does not."""
+        header: Header = []
+        for name, array in arrays.items():
+            offset = array.ctypes.data - self._address
+            if not (array.flags.c_contiguous and 0 <= offset <= self.size - array.nbytes):
+                return None
+            header.append((name, array.dtype.str, array.shape, offset))
+        return header
+
     def arrays(self, header: Header, on_release: Callable[[], None] | None = None) -> dict[str, Array]:
         """Views of the memory; `on_release` is called when the last of them is gone."""
         buffer = (ctypes.c_ubyte * self.size).from_address(self._address)
@@ -125,6 +135,14 @@ class Parcel:
     dropped: list[int]
 
 
+class _Slot(NamedTuple):
+    """Memory that one parcel fills; `descriptor` as long as the reader has never seen it."""
+
+    number: int
+    mapping: _Mapping
+    descriptor: int | None
+
+
 class SharedWriter:
     """Writes arrays for one reader, into memory that it has let go of where there is some.
 
@@ -135,22 +153,45 @@ class SharedWriter:
         self._count = 0
         self._given: dict[int, _Mapping] = {}
         self._free: dict[int, _Mapping] = {}
+        self._claimed: _Slot | None = None
+
+    def claim(self, words: int) -> npt.NDArray[np.int64]:
+        """Memory for arrays of the next `write`, which then need not be copied: (words,) int64 of any content."""
+        self.abandon()
+        self._claimed = self._take(_ALIGNMENT + 8 * words)
+        (claimed,) = self._claimed.mapping.arrays([("", "<i8", (words,), _ALIGNMENT)]).values()
+        return claimed
+
+    def abandon(self) -> None:
+        """There will be no `write` for what was claimed."""
+        slot, self._claimed = self._claimed, None
+        if slot is not None and slot.descriptor is not None:
+            os.close(slot.descriptor)
+        elif slot is not None:
+            self._free[slot.number] = slot.mapping
 
     def write(self, arrays: Mapping[str, Array]) -> tuple[Parcel, int | None]:
         """Copy arrays; returns what to tell the reader, and the descriptor of new memory, which the caller closes."""
-        header, size = _lay_out(arrays)
-        slot = next((number for number, mapping in self._free.items() if mapping.size >= size), None)
-        descriptor = None
-        if slot is None:
-            slot = self._count = self._count + 1
-            descriptor = anonymous_memory()
-            os.ftruncate(descriptor, size + size // 4)  # pages that are not written take no memory
-            mapping = _Mapping(descriptor)
+        header = None if self._claimed is None else self._claimed.mapping.find(arrays)
+        if self._claimed is not None and header is not None:
+            slot, self._claimed = self._claimed, None
         else:
-            mapping = self._free.pop(slot)
-        _fill(mapping.arrays(header), arrays)
-        self._given[slot] = mapping
-        return Parcel(slot, header, self._drop()), descriptor
+            header, size = _lay_out(arrays)
+            slot = self._take(size)
+            _fill(slot.mapping.arrays(header), arrays)
+            self.abandon()  # not before: some of the arrays may lie there
+        self._given[slot.number] = slot.mapping
+        return Parcel(slot.number, header, self._drop()), slot.descriptor
+
+    def _take(self, size: int) -> _Slot:
+        """Free memory, or new one."""
+        number = next((number for number, mapping in self._free.items() if mapping.size >= size), None)
+        if number is not None:
+            return _Slot(number, self._free.pop(number), None)
+        self._count += 1
+        descriptor = anonymous_memory()
+        os.ftruncate(descriptor, size + size // 4)  # pages that are not written take no memory
+        return _Slot(self._count, _Mapping(descriptor), descriptor)
 
     def released(self, slots: Iterable[int]) -> None:
         """The reader is done with these."""

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jmp_data.errors import JmpDataError
+from jmp_data.graphs.memory import edges_in
 from jmp_data.stream.shared_arrays import SharedWriter, read_arrays, receive, send
 
 if TYPE_CHECKING:
@@ -113,8 +114,10 @@ def serve(connection: socket.socket, setup: WorkerSetup) -> None:
             arrays = read_arrays(header, descriptor)
             os.close(descriptor)
         try:
-            parcel, memory = writer.write(task.run(setup, arrays))
+            with edges_in(writer.claim):
+                parcel, memory = writer.write(task.run(setup, arrays))
         except Exception as error:  # noqa: BLE001  whatever it is, the loader raises it where the batch is asked for
+            writer.abandon()
             send(connection, (number, None, _portable(error)))
             continue
         send(connection, (number, parcel, None), memory)

@@ -107,3 +107,46 @@ def test_memory_that_nobody_uses_is_given_back():
     for _ in range(2):
         pass_on(writer, reader, {"x": np.zeros(100)})
     assert Path("/proc/self/maps").read_text().count("jmp-data") < mapped - 80, "both sides had mapped each of 50"
+
+
+def test_what_is_made_in_claimed_memory_goes_without_a_copy():
+    writer, reader, before = SharedWriter(), SharedReader(), open_descriptors()
+    for number in range(5):
+        writer.released(reader.released())
+        words = writer.claim(1000)
+        words[:] = np.arange(1000) + number
+        found, fresh = pass_on(writer, reader, {"x": words[10:30].reshape(2, 10), "y": words[500:]})
+        assert fresh == (number == 0)
+        assert (found["x"] == np.arange(10, 30).reshape(2, 10) + number).all()
+        words[500] = -1
+        assert found["y"][0] == -1
+        del found, words
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_arrays_from_elsewhere_beside_claimed_memory_are_copied_with_it(fresh):
+    writer, reader, before = SharedWriter(), SharedReader(), open_descriptors()
+    if not fresh:
+        pass_on(writer, reader, {"x": np.zeros(2000)})
+        writer.released(reader.released())
+    words = writer.claim(1000)
+    words[:] = np.arange(1000)
+    found, _ = pass_on(writer, reader, {"elsewhere": np.ones(700), "x": words[::-1], "y": words[3:]})
+    words[:] = 0
+    assert (found["x"] == np.arange(1000)[::-1]).all()
+    assert (found["y"] == np.arange(3, 1000)).all()
+    assert (found["elsewhere"] == 1).all()
+    assert open_descriptors() == before
+
+
+def test_claimed_memory_that_is_not_used_is_given_back_or_kept_for_later():
+    writer, reader, before = SharedWriter(), SharedReader(), open_descriptors()
+    writer.claim(1000)
+    writer.abandon()
+    assert pass_on(writer, reader, {"x": np.zeros(10)})[1]
+    writer.released(reader.released())
+    writer.claim(5)
+    writer.abandon()
+    assert not pass_on(writer, reader, {"x": np.zeros(10)})[1]
+    assert open_descriptors() == before
