@@ -1,7 +1,8 @@
 """Which unit a number is in, judged by physics: total energies of elements, lengths of bonds.
 
 Units are not in most files. Codes that treat all electrons give total energies that no other unit can imitate: carbon
-is close to -38 hartree, and 27.2 or 627.5 times that is another unit. Codes with pseudopotentials give energies that
+is close to -38 hartree, and 27.2 or 627.5 times that is another unit; only the valence energies of GFN2-xTB in eV pass
+for all-electron ones in rydberg with some molecules, not with several. Codes with pseudopotentials give energies that
 depend on the potential, and then nothing can be said; the verdict admits it.
 """
 
@@ -36,6 +37,7 @@ ENERGY_UNITS = {
 """Unit → eV."""
 _TOLERANCE = 0.05  # bonds change a total energy by at most two percent; hydrogen alone by more
 _REFERENCED = 1.0  # eV per atom; total energies of any code are larger
+_VALENCE = 130.0  # eV per atom; GFN2-xTB has at most 126, for fluorine
 _MOST_ATOMS = 200
 _BOHR_RATIO, _NANOMETRE_RATIO = (1.45, 2.5), (0.05, 0.2)
 
@@ -74,6 +76,13 @@ def judge_energy_unit(records: Sequence[Record], energies: Array) -> UnitVerdict
             fit = ratio * value / ENERGY_UNITS["hartree"]
             if abs(fit - 1) < _TOLERANCE:
                 total = expected[known][0]
+                if unit == "rydberg" and abs(per_atom) < _VALENCE and len(set(expected[known])) == 1:
+                    return UnitVerdict(
+                        "eV",
+                        False,
+                        f"{shown} may be the valence energy of a semi-empirical code in eV, or the sum of all-electron "
+                        f"atoms in rydberg, {2 * total:.1f}; structures of one composition cannot tell",
+                    )
                 return UnitVerdict(
                     unit, True, f"{shown} fits the sum of all-electron atoms, {total:.1f} hartree, in {unit}"
                 )

@@ -107,6 +107,16 @@ def test_all_electron_energies_give_their_unit_away(unit: str) -> None:
     assert (verdict.unit, verdict.certain) == (unit, True)
 
 
+def test_valence_energies_of_one_molecule_in_ev_are_not_taken_for_rydberg() -> None:
+    """Ethanol with GFN2-xTB has -309.5 eV, and all its electrons about -310 rydberg."""
+    ethanol = record(ase.build.molecule("CH3CH2OH"))
+    verdict = judge_energy_unit([ethanol] * 3, np.array([-309.5, -309.3, -309.4]))
+    assert (verdict.unit, verdict.certain) == ("eV", False)
+    assert "rydberg" in verdict.evidence
+    methane = record(ase.build.molecule("CH4"))
+    assert judge_energy_unit([ethanol, methane], np.array([-309.5, -113.6])).unit == "eV"
+
+
 def test_pseudopotential_energies_prove_nothing() -> None:
     verdict = judge_energy_unit([record(ase.build.bulk("Cu"))], np.array([-3.7]))
     assert (verdict.unit, verdict.certain) == ("eV", False)
