@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import os
 import platform
 import re
 import sys
@@ -25,6 +26,8 @@ from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # idle threads of OpenMP spin, and count as processor time
 
 import numpy as np
 import torch
