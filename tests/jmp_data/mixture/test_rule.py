@@ -42,7 +42,7 @@ def test_samples_are_the_exact_ceiling_of_the_rule(sizes, temperature):
         exact = n * f / min(factors)
         close = abs(exact - nint(exact)) <= mpf("1.1e-12") * max(exact, 1)
         assert samples == (ceil(exact) if not close else samples)
-        assert abs(samples - exact) < 1 + 1e-6
+        assert abs(samples - exact) < 1 + 1e-6 + mpf("1e-12") * exact  # beyond 2^53, doubles hold no odd numbers
         assert samples >= n
     assert shares.samples[int(np.argmin(shares.repeats))] == sizes[int(np.argmin(shares.repeats))]
     assert abs(shares.probabilities.sum() - 1) < 1e-12
