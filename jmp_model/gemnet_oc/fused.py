@@ -45,11 +45,6 @@ def times(x: Tensor, weight: Tensor) -> Tensor:
     return torch.mm(x, weight.t())
 
 
-def times_plus(x: Tensor, weight: Tensor, other: Tensor) -> Tensor:
-    """x·weightᵀ + other, for use inside nodes."""
-    return torch.addmm(other, x, weight.t())
-
-
 def weight_gradient(dz: Tensor, x: Tensor) -> Tensor:
     """dzᵀ·x, for use inside nodes: what z = x·weightᵀ gives its weight."""
     # With the long side of the result first, narrow gradients took a third of the time (docs/model-speed.md).
@@ -180,7 +175,7 @@ class _Residuals(torch.autograd.Function):
             d1 = silu_backward_(times(d2, (second * _step(index)).t()), z1)
             gradients = [weight_gradient(d1, x).mul_(divisor), dsecond, *gradients]
             # The gradient that came from outside is not ours to overwrite.
-            d = times_plus(d1, first.t(), d) if d is grads[0] else d.addmm_(d1, first)
+            d = torch.addmm(d, d1, first) if d is grads[0] else d.addmm_(d1, first)
         return d.mul_(divisor), *gradients
 
 

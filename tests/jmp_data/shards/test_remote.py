@@ -201,10 +201,16 @@ def test_s3(shards: Path, no_cloud: pytest.MonkeyPatch) -> None:
             open_dataset("s3://jmp/nowhere")
 
 
-def test_s3_with_trouble_and_without_credentials(shards: Path, no_cloud: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "server", "format"),
+    [("s3", "AWS_ENDPOINT_URL", "zarr"), ("gs", "STORAGE_EMULATOR_HOST", "webdataset")],
+)
+def test_clouds_with_trouble_and_without_credentials(
+    shards: Path, no_cloud: pytest.MonkeyPatch, scheme: str, server: str, format: str
+) -> None:
     with serve(shards.parent) as (url, trouble):
-        no_cloud.setenv("AWS_ENDPOINT_URL", url)
-        dataset = open_dataset(f"s3://{shards.name}/zarr/train")
+        no_cloud.setenv(server, url)
+        dataset = open_dataset(f"{scheme}://{shards.name}/{format}/train")
         trouble.drop_every, trouble.fail_every = 5, 7
         assert_all_there(dataset)
         assert set(trouble.logins) == {None}
@@ -225,15 +231,6 @@ def test_the_region_of_a_bucket_is_what_its_server_says(shards: Path) -> None:
     with serve(shards) as (url, _):
         assert clouds.bucket_region(f"{url}/zarr") is None
     assert clouds.bucket_region("http://127.0.0.1:1/") is None
-
-
-def test_google_storage_with_trouble_and_without_credentials(shards: Path, no_cloud: pytest.MonkeyPatch) -> None:
-    with serve(shards.parent) as (url, trouble):
-        no_cloud.setenv("STORAGE_EMULATOR_HOST", url)
-        dataset = open_dataset(f"gs://{shards.name}/webdataset/train")
-        trouble.drop_every, trouble.fail_every = 5, 7
-        assert_all_there(dataset)
-        assert set(trouble.logins) == {None}
 
 
 def test_redirects_are_followed(shards: Path) -> None:
