@@ -45,12 +45,14 @@ class GemNetOC(nn.Module):
     Attributes:
         recompute: in training keep only what passes between blocks, and run each block again in the backward pass: a
             fraction of the memory for a third more work, and the same numbers.
+        one_block: pad all atoms to the same number of edges, as a program compiled for any batch needs.
     """
 
     def __init__(self, config: GemNetOCConfig) -> None:
         super().__init__()
         self.config = config
         self.recompute = False
+        self.one_block = False
         self.bases = Bases(config)
         self.int_blocks = nn.ModuleList(InteractionBlock(config) for _ in range(config.num_blocks))
         self.out_blocks = nn.ModuleList(OutputBlock(config) for _ in range(config.num_blocks + 1))
@@ -69,7 +71,10 @@ class GemNetOC(nn.Module):
         """
         if topology is None:
             topology = build_topology(
-                inputs.graphs, inputs.positions.shape[0], symmetrization=self.config.symmetrization
+                inputs.graphs,
+                inputs.positions.shape[0],
+                symmetrization=self.config.symmetrization,
+                one_block=self.one_block,
             )
         geometry = measure(topology, inputs.positions, inputs.cell, inputs.batch)
         kernels = build_kernels(self.bases, topology, geometry, collinear=self.config.collinear)

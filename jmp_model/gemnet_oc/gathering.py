@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -93,29 +94,37 @@ class _EdgeUpdate(torch.autograd.Function):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def aggregate(kernel: Tensor, x: Tensor, weight: Tensor, extra: tuple[Tensor, Tensor] | None = None) -> Tensor:
+def aggregate(
+    kernels: Sequence[Tensor], x: Tensor, weight: Tensor, extra: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """Bilinear aggregation: weight applied to vec(kernel·x) of each output place.
 
     Args:
-        kernel: (groups, places·basis, inner), coefficients from the inner to the output places of each group.
-        x: (groups, inner, K), features of the inner places.
+        kernels: for each block (groups, places·basis, inner), coefficients from inner to output places of each group.
+        x: (inner places of all groups, K), features.
         weight: (out, basis·K), basis index slow.
-        extra: (groups·places, basis, s) and (groups·places, s, K), whose product is subtracted from kernel·x.
+        extra: (output places of all groups, basis, s) and (the same, s, K), whose product is subtracted from kernel·x.
 
     Returns:
-        (groups, places, out).
+        (output places of all groups, out).
     """
-    return run(_Aggregate, _aggregate, kernel, x, weight, *(extra or (None, None)))
+    return run(_Aggregate, _aggregate, x, weight, *(extra or (None, None)), *kernels)
 
 
 def _aggregate(
-    kernel: Tensor, x: Tensor, weight: Tensor, extra_kernel: Tensor | None, extra_x: Tensor | None
+    x: Tensor, weight: Tensor, extra_kernel: Tensor | None, extra_x: Tensor | None, *kernels: Tensor
 ) -> Tensor:
-    basis = weight.shape[1] // x.shape[2]
-    z = kernel @ x
+    features = x.shape[1]
+    parts = torch.split(x, [kernel.shape[0] * kernel.shape[2] for kernel in kernels])
+    z = torch.cat(
+        [
+            (kernel @ part.view(kernel.shape[0], kernel.shape[2], features)).view(-1, weight.shape[1])
+            for kernel, part in zip(kernels, parts, strict=True)
+        ]
+    )
     if extra_kernel is not None and extra_x is not None:
         z = z - torch.bmm(extra_kernel, extra_x).view(z.shape)
-    return functional.linear(z.view(kernel.shape[0], kernel.shape[1] // basis, -1), weight)
+    return functional.linear(z, weight)
 
 
 _CHUNK = {"cpu": 1 << 21, "cuda": 1 << 28}
@@ -127,58 +136,82 @@ class _Aggregate(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kernel: Tensor, x: Tensor, weight: Tensor, extra_kernel: Tensor | None, extra_x: Tensor | None
+        ctx: Any, x: Tensor, weight: Tensor, extra_kernel: Tensor | None, extra_x: Tensor | None, *kernels: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(kernel, x, weight, extra_kernel, extra_x)
-        basis = weight.shape[1] // x.shape[2]
-        out = x.new_empty(kernel.shape[0], kernel.shape[1] // basis, weight.shape[0])
-        for part in _chunks(kernel, x):
-            z = _products(kernel, x, extra_kernel, extra_x, part, basis)
-            torch.mm(z, weight.t(), out=out[part].view(-1, weight.shape[0]))
+        ctx.save_for_backward(x, weight, extra_kernel, extra_x, *kernels)
+        features = x.shape[1]
+        basis = weight.shape[1] // features
+        places = sum(kernel.shape[0] * kernel.shape[1] for kernel in kernels) // basis
+        out = x.new_empty(places, weight.shape[0])
+        for part in _chunks(kernels, features, basis):
+            z = _products(part, kernels, x, extra_kernel, extra_x)
+            torch.mm(z, weight.t(), out=out[part.places])
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        kernel, x, weight, extra_kernel, extra_x = ctx.saved_tensors
+        x, weight, extra_kernel, extra_x, *kernels = ctx.saved_tensors
         if torch.is_grad_enabled():
             return twin_gradients(ctx, _aggregate, ctx.saved_tensors, grads[0])
-        basis, features = weight.shape[1] // x.shape[2], x.shape[2]
-        dkernel, dx, dweight = torch.empty_like(kernel), torch.empty_like(x), torch.zeros_like(weight)
+        features = x.shape[1]
+        basis = weight.shape[1] // features
+        dkernels = [torch.empty_like(kernel) for kernel in kernels]
+        dx, dweight = torch.empty_like(x), torch.zeros_like(weight)
         dextra_kernel = None if extra_kernel is None else torch.empty_like(extra_kernel)
         dextra_x = None if extra_x is None else torch.empty_like(extra_x)
         grad = grads[0].contiguous()
-        for part in _chunks(kernel, x):
-            g = grad[part].view(-1, weight.shape[0])
-            dweight.addmm_(g.t(), _products(kernel, x, extra_kernel, extra_x, part, basis))
-            dz = (g @ weight).view(-1, kernel.shape[1], features)
-            torch.bmm(dz, x[part].transpose(1, 2), out=dkernel[part])
-            torch.bmm(kernel[part].transpose(1, 2), dz, out=dx[part])
+        for part in _chunks(kernels, features, basis):
+            kernel, g = kernels[part.block][part.groups], grad[part.places]
+            dweight.addmm_(g.t(), _products(part, kernels, x, extra_kernel, extra_x))
+            dz = (g @ weight).view(kernel.shape[0], -1, features)
+            torch.bmm(dz, part.inner_of(x).transpose(1, 2), out=dkernels[part.block][part.groups])
+            torch.bmm(kernel.transpose(1, 2), dz, out=part.inner_of(dx))
             if dextra_kernel is not None and dextra_x is not None:
-                places = _places(kernel, part, basis)
                 dz = dz.view(-1, basis, features).neg_()
-                torch.bmm(dz, extra_x[places].transpose(1, 2), out=dextra_kernel[places])
-                torch.bmm(extra_kernel[places].transpose(1, 2), dz, out=dextra_x[places])
-        return dkernel, dx, dweight, dextra_kernel, dextra_x
+                torch.bmm(dz, extra_x[part.places].transpose(1, 2), out=dextra_kernel[part.places])
+                torch.bmm(extra_kernel[part.places].transpose(1, 2), dz, out=dextra_x[part.places])
+        return dx, dweight, dextra_kernel, dextra_x, *dkernels
 
 
-def _chunks(kernel: Tensor, x: Tensor) -> Iterator[slice]:
-    """Slices of groups of which kernel·x is small enough."""
-    per_group = max(1, kernel.shape[1] * x.shape[2])
-    step = max(1, _CHUNK.get(kernel.device.type, _CHUNK["cuda"]) // per_group)
-    return (slice(start, min(start + step, len(kernel))) for start in range(0, len(kernel), step))
+@dataclass(frozen=True)
+class _Chunk:
+    """Some groups of one block: where they are in its kernel, and which inner and output places are theirs."""
+
+    block: int
+    groups: slice
+    inner: slice
+    places: slice
+
+    def inner_of(self, x: Tensor) -> Tensor:
+        """View (groups, inner, K) of (inner places of all groups, K)."""
+        return x[self.inner].view(self.groups.stop - self.groups.start, -1, x.shape[1])
 
 
-def _places(kernel: Tensor, part: slice, basis: int) -> slice:
-    width = kernel.shape[1] // basis
-    return slice(part.start * width, part.stop * width)
+def _chunks(kernels: Sequence[Tensor], features: int, basis: int) -> Iterator[_Chunk]:
+    """Groups of which kernel·x is small enough to be held."""
+    inner = places = 0
+    for block, kernel in enumerate(kernels):
+        groups, rows, width = kernel.shape
+        limit = _CHUNK.get(kernel.device.type, _CHUNK["cuda"])
+        step = max(1, limit // max(1, rows * features))
+        for start in range(0, groups, step):
+            stop = min(start + step, groups)
+            yield _Chunk(
+                block,
+                slice(start, stop),
+                slice(inner + start * width, inner + stop * width),
+                slice(places + start * rows // basis, places + stop * rows // basis),
+            )
+        inner, places = inner + groups * width, places + groups * rows // basis
 
 
 def _products(
-    kernel: Tensor, x: Tensor, extra_kernel: Tensor | None, extra_x: Tensor | None, part: slice, basis: int
+    part: _Chunk, kernels: Sequence[Tensor], x: Tensor, extra_kernel: Tensor | None, extra_x: Tensor | None
 ) -> Tensor:
     """kernel·x of some groups: (places, basis·K)."""
-    z = torch.bmm(kernel[part], x[part])
+    z = torch.bmm(kernels[part.block][part.groups], part.inner_of(x))
+    z = z.view(part.places.stop - part.places.start, -1)
     if extra_kernel is not None and extra_x is not None:
-        places = _places(kernel, part, basis)
-        z.view(-1, basis, x.shape[2]).baddbmm_(extra_kernel[places], extra_x[places], alpha=-1)
-    return z.view(-1, basis * x.shape[2])
+        extra = extra_kernel[part.places]
+        z.view(*extra.shape[:2], -1).baddbmm_(extra, extra_x[part.places], alpha=-1)
+    return z

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jmp_model.gemnet_oc.topology import Topology
+from jmp_model.gemnet_oc.ragged import PaddedLayout
+from jmp_model.gemnet_oc.topology import TargetSorted, Topology
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,33 @@ def _pairs(outer: Tensor, inner: Tensor, excluded: Tensor) -> Triplets:
     return Triplets(inner=inner[group, j], outer=outer[group, i])
 
 
+def _table(edges: TargetSorted, topology: Topology) -> Tensor:
+    """(N, width) edges at each row of atoms, −1 where there is none."""
+    return PaddedLayout.of(topology.atom_row[edges.target], topology.num_atoms).table()
+
+
+def _same_image(outer: Tensor, inner: Tensor, topology: Topology) -> Tensor:
+    """Which pairs of a main edge and an a2ee2a edge, (N, D) and (N, D2), have the same source image."""
+    main, a2ee2a = topology.main.image_keys()[outer], topology.a2ee2a.image_keys()[inner]
+    return main[:, :, None] == a2ee2a[:, None, :]
+
+
 def edge_to_edge(topology: Topology) -> Triplets:
     """Main edges b→a (inner) and c→a (outer)."""
-    table = topology.main.layout.table()
+    table = _table(topology.main, topology)
     return _pairs(table, table, torch.eye(table.shape[1], dtype=torch.bool, device=table.device)[None])
 
 
 def atom_to_edge(topology: Topology) -> Triplets:
     """a2ee2a edges b→a (inner) and main edges c→a (outer)."""
-    return _pairs(topology.main.layout.table(), topology.a2ee2a.layout.table(), topology.same_image)
+    outer, inner = _table(topology.main, topology), _table(topology.a2ee2a, topology)
+    return _pairs(outer, inner, _same_image(outer, inner, topology))
 
 
 def edge_to_atom(topology: Topology) -> Triplets:
     """Main edges b→a (inner) and a2ee2a edges c→a (outer)."""
-    excluded = topology.same_image.transpose(1, 2)
-    return _pairs(topology.a2ee2a.layout.table(), topology.main.layout.table(), excluded)
+    inner, outer = _table(topology.main, topology), _table(topology.a2ee2a, topology)
+    return _pairs(outer, inner, _same_image(inner, outer, topology).transpose(1, 2))
 
 
 def quadruplets(topology: Topology) -> Quadruplets:

@@ -9,6 +9,7 @@ Shapes: N atoms, E main edges, A/W sizes of atom and edge features; see `kernels
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from jmp_model.gemnet_oc.config import GemNetOCConfig
 from jmp_model.gemnet_oc.fused import INV_SQRT_2
 from jmp_model.gemnet_oc.kernels import Kernels, QuadrupletKernels
 from jmp_model.gemnet_oc.layers import BilinearWeight, Dense, dense_then_residuals, residual_stack, scaled_silu
-from jmp_model.gemnet_oc.ragged import exchange, pick, spread, sum_by_group
+from jmp_model.gemnet_oc.ragged import BlockedLayout, exchange, group_counts, pick, spread, sum_by_group
 from jmp_model.gemnet_oc.scaling import ScaleFactor
 from jmp_model.gemnet_oc.topology import QuadrupletTopology, Topology
 
@@ -44,8 +45,8 @@ class EdgeToEdge(nn.Module):
     def forward(self, m: Tensor, kernels: Kernels, topology: Topology) -> EdgeMessages:
         """Map m (E, W) to messages on main edges."""
         u = _start(m, kernels.rad_e2e, self.dense_ba, self.mlp_rbf, self.scale_rbf, self.down_projection)
-        layout = topology.main.layout
-        y = layout.unpad(gathering.aggregate(kernels.e2e, layout.pad(u), self.mlp_cbf.weight))
+        blocks = topology.main_blocks
+        y = blocks.unpad(gathering.aggregate(kernels.e2e, blocks.pad(u), self.mlp_cbf.weight))
         if self.scale_cbf_sum.observing:
             self.scale_cbf_sum.observe(y, u, _e2e_counts(topology))
         y = self.scale_cbf_sum(y)
@@ -102,7 +103,7 @@ class Quadruplet(nn.Module):
     def _aggregate(self, u: Tensor, coefficients: QuadrupletKernels, quads: QuadrupletTopology) -> Tensor:
         """Sum over quadruplets: (Q, D_in, K) to (Eo, out)."""
         flat = u.flatten(0, 1)
-        sums = quads.slots.pad(coefficients.input_terms @ u).flatten(1, 2)
+        sums = quads.slots.pad(coefficients.input_terms @ u).view(-1, u.shape[-1])
         places, _, slots = coefficients.closing.shape
         closing = spread(pick(flat, quads.closing_input), quads.closing_place, places * slots)
         extra = (coefficients.closing, closing.view(places, slots, -1))
@@ -137,8 +138,8 @@ class AtomToEdge(nn.Module):
             self.scale_rbf.observe(u * self.mlp_rbf(kernels.rad_a2e), u)
         weight = self.scale_rbf(self.mlp_rbf.weight)
         u = scaled_silu(fused.modulated_projection(u, kernels.rad_a2e, weight, self.down_projection.weight))
-        y = gathering.aggregate(kernels.a2e, topology.a2ee2a.layout.pad(u), self.mlp_cbf.weight)
-        y = topology.main.layout.unpad(y)
+        y = gathering.aggregate(kernels.a2e, topology.a2ee2a_blocks.pad(u), self.mlp_cbf.weight)
+        y = topology.main_blocks.unpad(y)
         if self.scale_cbf_sum.observing:
             self.scale_cbf_sum.observe(y, u, _a2e_counts(topology))
         y = self.scale_cbf_sum(y)
@@ -166,8 +167,7 @@ class EdgeToAtom(nn.Module):
     def forward(self, m: Tensor, kernels: Kernels, topology: Topology) -> Tensor:
         """Map m (E, W) to the message on atoms (N, A)."""
         u = _start(m, kernels.rad_e2a, self.dense_ba, self.mlp_rbf, self.scale_rbf, self.down_projection)
-        z = kernels.e2a @ topology.main.layout.pad(u)
-        y = self.mlp_cbf(z.flatten(1))
+        y = self.mlp_cbf(_sum_at_atoms(kernels.e2a, topology.main_blocks, u)).index_select(0, topology.atom_row)
         if self.scale_cbf_sum.observing:
             self.scale_cbf_sum.observe(y, u, _e2a_counts(topology))
         out: Tensor = self.up_projection_ca(self.scale_cbf_sum(y))
@@ -188,8 +188,8 @@ class AtomToAtom(nn.Module):
     def forward(self, h: Tensor, kernels: Kernels, topology: Topology) -> Tensor:
         """Map h (N, A) to the message on atoms (N, A)."""
         u = self.down_projection(h)
-        z = kernels.a2a @ topology.pairs.pad(u.index_select(0, topology.pair_source))
-        y = self.bilinear(z.flatten(1))
+        z = _sum_at_atoms(kernels.a2a, topology.pair_blocks, u.index_select(0, topology.pair_source))
+        y = self.bilinear(z).index_select(0, topology.atom_row)
         if self.scale_rbf_sum.observing:
             self.scale_rbf_sum.observe(y, u[topology.a2a.source])
         out: Tensor = self.up_projection(self.scale_rbf_sum(y))
@@ -290,23 +290,31 @@ def _observe_modulation(x: Tensor, radial: Tensor, dense: Dense, mlp_rbf: Dense,
     scale_rbf.observe(u * mlp_rbf(radial), u)
 
 
+def _sum_at_atoms(kernels: Sequence[Tensor], layout: BlockedLayout, x: Tensor) -> Tensor:
+    """Coefficients (n, basis, D) of each block times features (rows, K): (N, basis·K), in the order of rows."""
+    blocks = layout.blocks(layout.pad(x))
+    return torch.cat([(kernel @ block).flatten(1) for kernel, block in zip(kernels, blocks, strict=True)])
+
+
 def _e2e_counts(topology: Topology) -> Tensor:
     """In how many triplets each main edge is the input."""
-    degree = topology.main.layout.mask().sum(1)
+    degree = group_counts(topology.main.target, topology.num_atoms)
     return degree[topology.main.target] - 1
 
 
-def _mixed_pairs(topology: Topology) -> Tensor:
-    valid = topology.main.layout.mask()[:, :, None] & topology.a2ee2a.layout.mask()[:, None, :]
-    return valid & ~topology.same_image
+def _mixed_pairs(topology: Topology) -> list[Tensor]:
+    """For each block (n, D, D2) bool, true for each pair that is a triplet."""
+    main, a2ee2a = topology.main_blocks, topology.a2ee2a_blocks
+    masks = zip(main.blocks(main.mask()), a2ee2a.blocks(a2ee2a.mask()), topology.same_image, strict=True)
+    return [outer[:, :, None] & inner[:, None, :] & ~same for outer, inner, same in masks]
 
 
 def _a2e_counts(topology: Topology) -> Tensor:
-    return topology.a2ee2a.layout.unpad(_mixed_pairs(topology).sum(1))
+    return topology.a2ee2a_blocks.unpad(torch.cat([pairs.sum(1).view(-1) for pairs in _mixed_pairs(topology)]))
 
 
 def _e2a_counts(topology: Topology) -> Tensor:
-    return topology.main.layout.unpad(_mixed_pairs(topology).sum(2))
+    return topology.main_blocks.unpad(torch.cat([pairs.sum(2).view(-1) for pairs in _mixed_pairs(topology)]))
 
 
 def _quad_counts(quads: QuadrupletTopology) -> Tensor:

@@ -4,7 +4,8 @@ A message "sum over triplets of basis(distance, angle) × feature" is linear in 
 together here once, as small dense blocks per target atom, and every interaction block then multiplies by them: one
 batched matrix product instead of a gather per triplet. The edge → atom message even sums out its inner edge here.
 
-Shapes: N atoms, E main edges, D/D2 slots for main/a2ee2a edges at one atom, K features; see `topology`.
+Shapes: N atoms in blocks of n, E main edges, D/D2 slots for main/a2ee2a edges at one atom of a block, K features; see
+`topology`. A tuple has one entry per block.
 """
 
 from __future__ import annotations
@@ -51,14 +52,14 @@ class QuadrupletKernels:
     Attributes:
         circular: (Q, D_in, q) projected circular basis of each d→b→a.
         input_terms: (Q, 2S, D_in) azimuthal terms of d, zero for excluded places.
-        output: (Na, D_out·w, Dq·2S) coefficients of the azimuthal sums for each main edge c→a.
-        closing: (Na·D_out, w, Dq) what `output` counts too much: the edge c→b, which is no quadruplet of c→a.
+        output: (na, D_out·w, Dq·2S) coefficients of the azimuthal sums for each main edge c→a.
+        closing: (places of c→a, w, Dq) what `output` counts too much: the edge c→b, which is no quadruplet of c→a.
         single: what the original's formula gives beyond that for single quadruplets; only in double precision.
     """
 
     circular: Tensor
     input_terms: Tensor
-    output: Tensor
+    output: tuple[Tensor, ...]
     closing: Tensor
     single: SingleTerms | None
 
@@ -70,10 +71,10 @@ class Kernels:
     Attributes:
         radial: (E, R) radial basis of the main edges.
         rad_e2e, rad_qint, rad_e2a, rad_atom_update, rad_output: (E, r); rad_a2e: (a2ee2a edges, r).
-        e2e: (N, D·q, D) from main edges to main edges of one target.
-        a2e: (N, D·q, D2) from a2ee2a edges to main edges.
-        e2a: (N, q, D) from main edges to the target atom.
-        a2a: (N, r, pairs at one atom).
+        e2e: (n, D·q, D) from main edges to main edges of one target.
+        a2e: (n, D·q, D2) from a2ee2a edges to main edges.
+        e2a: (n, q, D) from main edges to the target atom.
+        a2a: (n, r, pairs at one atom).
         quads: None if there is no qint edge.
     """
 
@@ -84,10 +85,10 @@ class Kernels:
     rad_e2a: Tensor
     rad_atom_update: Tensor
     rad_output: Tensor
-    e2e: Tensor
-    a2e: Tensor
-    e2a: Tensor
-    a2a: Tensor
+    e2e: tuple[Tensor, ...]
+    a2e: tuple[Tensor, ...]
+    e2a: tuple[Tensor, ...]
+    a2a: tuple[Tensor, ...]
     quads: QuadrupletKernels | None
 
 
@@ -123,25 +124,28 @@ def build_kernels(
 
 
 def _evaluate_kernels(bases: Bases, topology: Topology, geometry: Geometry, collinear: Collinear) -> Kernels:
-    main, a2ee2a = topology.main.layout, topology.a2ee2a.layout
-    orders = bases.num_spherical
+    main, a2ee2a = topology.main_blocks, topology.a2ee2a_blocks
     radial = bases.radial_basis(geometry.main_distance)
     radial_a2ee2a = bases.radial_basis(geometry.a2ee2a_distance)
-    vectors, inner_vectors = main.pad(geometry.main_vector), a2ee2a.pad(geometry.a2ee2a_vector)
-
-    e2e_angles = legendre_basis(pairwise_cosines(vectors, vectors), orders)
-    itself = torch.eye(main.width, dtype=torch.bool, device=radial.device)[None, :, :, None]
-    e2e_angles = e2e_angles.masked_fill(itself, 0.0)
-    mixed_angles = legendre_basis(pairwise_cosines(vectors, inner_vectors), orders)
-    mixed_angles = mixed_angles.masked_fill(topology.same_image[..., None], 0.0)
-
-    e2a_inner = a2ee2a.pad(bases.mlp_cbf_eaint(radial_a2ee2a))
-    e2a = torch.einsum("ndks,nkis->nid", mixed_angles, e2a_inner)
+    triplets = [
+        _triplet_kernels(bases.num_spherical, *block)
+        for block in zip(
+            main.blocks(main.pad(geometry.main_vector)),
+            a2ee2a.blocks(a2ee2a.pad(geometry.a2ee2a_vector)),
+            topology.same_image,
+            main.blocks(main.pad(bases.mlp_cbf_tint(radial))),
+            main.blocks(main.pad(bases.mlp_cbf_aeint(radial))),
+            a2ee2a.blocks(a2ee2a.pad(bases.mlp_cbf_eaint(radial_a2ee2a))),
+            strict=True,
+        )
+    ]
+    e2e, a2e, e2a = zip(*triplets, strict=True)
     pair_radial = sum_by_group(
         bases.mlp_rbf_aint(bases.radial_basis(geometry.a2a_distance)),
         topology.pair_of_a2a,
         topology.pair_source.shape[0],
     )
+    pairs = topology.pair_blocks
     return Kernels(
         radial=radial,
         rad_e2e=bases.mlp_rbf_tint(radial),
@@ -150,14 +154,31 @@ def _evaluate_kernels(bases: Bases, topology: Topology, geometry: Geometry, coll
         rad_e2a=bases.mlp_rbf_eaint(radial),
         rad_atom_update=bases.mlp_rbf_h(radial),
         rad_output=bases.mlp_rbf_out(radial),
-        e2e=edge_kernel(main.pad(bases.mlp_cbf_tint(radial)), e2e_angles),
-        a2e=edge_kernel(main.pad(bases.mlp_cbf_aeint(radial)), mixed_angles),
+        e2e=e2e,
+        a2e=a2e,
         e2a=e2a,
-        a2a=topology.pairs.pad(pair_radial).transpose(1, 2),
-        quads=_quadruplet_kernels(bases, topology.quads, geometry, radial, vectors, collinear)
-        if topology.quads
-        else None,
+        a2a=tuple(block.transpose(1, 2) for block in pairs.blocks(pairs.pad(pair_radial))),
+        quads=_quadruplet_kernels(bases, topology.quads, geometry, radial, collinear) if topology.quads else None,
     )
+
+
+def _triplet_kernels(
+    orders: int,
+    vectors: Tensor,
+    inner_vectors: Tensor,
+    same_image: Tensor,
+    tint: Tensor,
+    aeint: Tensor,
+    eaint: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Coefficients of edge → edge, atom → edge and edge → atom messages in one block of atoms."""
+    e2e_angles = legendre_basis(pairwise_cosines(vectors, vectors), orders)
+    itself = torch.eye(vectors.shape[1], dtype=torch.bool, device=vectors.device)[None, :, :, None]
+    e2e_angles = e2e_angles.masked_fill(itself, 0.0)
+    mixed_angles = legendre_basis(pairwise_cosines(vectors, inner_vectors), orders)
+    mixed_angles = mixed_angles.masked_fill(same_image[..., None], 0.0)
+    e2a = torch.einsum("ndks,nkis->nid", mixed_angles, eaint)
+    return edge_kernel(tint, e2e_angles), edge_kernel(aeint, mixed_angles), e2a
 
 
 def _cast(kernels: Any, dtype: torch.dtype) -> Any:
@@ -167,6 +188,8 @@ def _cast(kernels: Any, dtype: torch.dtype) -> Any:
         value = getattr(kernels, item.name)
         if is_dataclass(value):
             changed[item.name] = _cast(value, dtype)
+        elif isinstance(value, tuple):
+            changed[item.name] = tuple(block.to(dtype) for block in value)
         elif isinstance(value, Tensor) and value.is_floating_point():
             changed[item.name] = value.to(dtype)
     return replace(kernels, **changed)
@@ -185,14 +208,13 @@ def _quadruplet_kernels(
     quads: QuadrupletTopology,
     geometry: Geometry,
     radial: Tensor,
-    vectors: Tensor,
     collinear: Collinear,
 ) -> QuadrupletKernels:
     orders = bases.num_spherical
     axes = geometry.qint_vector
     frames = axis_frames(axes)
 
-    inner_vectors = vectors[quads.source_atoms][:, : quads.input_layout.width][quads.source_row]
+    inner_vectors = quads.input_layout.pad(geometry.main_vector[quads.input_edges])[quads.source_row]
     inner_angles = legendre_basis(cosines(inner_vectors, axes[:, None]), orders)
     circular = inner_angles @ bases.mlp_cbf_qint(bases.radial_basis(geometry.qint_distance)).transpose(1, 2)
     inner = azimuths(inner_vectors, (frames[0][:, None], frames[1][:, None]), orders)
@@ -211,7 +233,7 @@ def _quadruplet_kernels(
     return QuadrupletKernels(
         circular=circular,
         input_terms=input_terms.transpose(1, 2),
-        output=quads.output_layout.pad(output).flatten(1, 2),
+        output=tuple(block.flatten(1, 2) for block in quads.output_layout.blocks(quads.output_layout.pad(output))),
         closing=_closing_kernel(quads, spherical, inner.collinear, outer.collinear),
         single=single_terms(quads, spherical, (inner_vectors, axes, outer_vectors), inner, outer, collinear=collinear)
         if collinear == "as_computed" or radial.dtype == torch.float64
@@ -226,7 +248,7 @@ def _closing_kernel(quads: QuadrupletTopology, spherical: Tensor, inner: Tensor,
     cosine = (~collinear).to(spherical.dtype)
     dihedral = legendre_basis(cosine, orders)
     values = (pick(spherical.reshape(-1, out, orders), quads.closing_edge) * dihedral[:, None]).sum(-1)
-    places = quads.output_layout.num_groups * quads.output_layout.width
+    places = quads.output_layout.num_slots
     kernel = spread(values, quads.closing_place, places * slots).view(places, slots, out).transpose(1, 2)
     # Batched products with a factor or a result in any other layout are done one matrix at a time.
     return kernel.contiguous()

@@ -6,9 +6,11 @@ of each move is the opposite move, which is a plain copy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,6 +68,82 @@ class PaddedLayout:
         """(num_groups, width) bool, true where there is a row."""
         flat = torch.zeros(self.num_groups * self.width, dtype=torch.bool, device=self.slot.device)
         return flat.index_fill_(0, self.slot, True).view(self.num_groups, self.width)
+
+
+@dataclass(frozen=True)
+class BlockedLayout:
+    """Where each row of a list sorted by group lies among padded blocks, one for each run of groups of like size.
+
+    One block for all would be as wide as the largest group: a molecule beside a crystal would be mostly padding.
+
+    Attributes:
+        slot: (rows,) int64.
+        shapes: (groups, width) of each block; blocks lie one after the other.
+    """
+
+    slot: Tensor
+    shapes: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, groups: Tensor, sizes: Sequence[int]) -> BlockedLayout:
+        """Lay out rows whose (sorted) groups are given; `sizes` are the numbers of groups in each block."""
+        num_groups = sum(sizes)
+        counts = group_counts(groups, num_groups)
+        on_host = counts.cpu().numpy()
+        parts = np.split(on_host, np.cumsum(sizes)[:-1])
+        widths = [max(1, int(part.max(initial=0))) for part in parts]
+        width = np.repeat(widths, sizes)
+        first = torch.as_tensor(np.cumsum(width) - width, device=groups.device)
+        slot = first[groups] + group_ranks(groups, counts)
+        return cls(slot=slot, shapes=tuple(zip(sizes, widths, strict=True)))
+
+    @property
+    def num_slots(self) -> int:
+        """Of all blocks."""
+        return sum(groups * width for groups, width in self.shapes)
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """Map (rows, *rest) to (num_slots, *rest), zeros where there is no row."""
+        return spread(rows, self.slot, self.num_slots)
+
+    def unpad(self, slots: Tensor) -> Tensor:
+        """Map (num_slots, *rest) back to (rows, *rest)."""
+        return pick(slots, self.slot)
+
+    def blocks(self, slots: Tensor) -> list[Tensor]:
+        """Views (groups, width, *rest) of (num_slots, *rest)."""
+        parts = torch.split(slots, [groups * width for groups, width in self.shapes])
+        return [part.view(*shape, *slots.shape[1:]) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def mask(self) -> Tensor:
+        """(num_slots,) bool, true where there is a row."""
+        flat = torch.zeros(self.num_slots, dtype=torch.bool, device=self.slot.device)
+        return flat.index_fill_(0, self.slot, True)
+
+
+def runs_of_like_size(counts: np.ndarray, run_cost: float) -> list[int]:
+    """Cut groups into runs so that Σ groups·width² over runs, plus `run_cost` for each run, is smallest.
+
+    Args:
+        counts: (groups,) sizes, descending.
+        run_cost: what handling one more run costs, in pairs of places.
+
+    Returns:
+        Lengths of the runs.
+    """
+    starts = np.flatnonzero(np.diff(counts, prepend=-1))
+    stops = np.append(starts, len(counts))[1:]
+    area = np.square(counts[starts].astype(float))
+    best, choice = np.zeros(len(starts) + 1), np.zeros(len(starts) + 1, dtype=int)
+    for end, stop in enumerate(stops, start=1):
+        costs = best[:end] + (stop - starts[:end]) * area[:end] + run_cost
+        choice[end] = costs.argmin()
+        best[end] = costs[choice[end]]
+    sizes, end = [], len(starts)
+    while end:
+        sizes.append(int(stops[end - 1] - starts[choice[end]]))
+        end = choice[end]
+    return sizes[::-1]
 
 
 class _Spread(torch.autograd.Function):

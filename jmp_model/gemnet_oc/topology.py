@@ -1,10 +1,11 @@
 """Integer structure of a batch: sorted edges, the symmetrised main graph and its reverse map, who excludes whom.
 
 Nothing here depends on positions or needs a gradient, so it can be built once for many forward passes.
-All edges are brought into an order of our own (sorted by target atom); the order of the input does not matter.
+Atoms get rows, those with most main edges first, and runs of rows with about as many edges become blocks. All edges are
+brought into an order of our own (sorted by the target's row); the order of the input does not matter.
 
-Shapes: N atoms; E main edges after symmetrisation; D, D2, Dq largest number of main, a2ee2a, qint edges at one target;
-Q qint edges; P output places (main edge, qint slot) of atoms that have a qint edge; Na such atoms.
+Shapes: N atoms; E main edges after symmetrisation; D, D2 largest number of main, a2ee2a edges at one target of a block,
+Dq of qint edges at one target; Q qint edges; Na atoms that have a qint edge.
 """
 
 from __future__ import annotations
@@ -17,27 +18,51 @@ from torch import Tensor
 from jmp_data.errors import InvalidStructureError
 from jmp_model.gemnet_oc.config import Symmetrization
 from jmp_model.gemnet_oc.graphs import EdgeSet, Graphs
-from jmp_model.gemnet_oc.ragged import PaddedLayout
+from jmp_model.gemnet_oc.ragged import BlockedLayout, PaddedLayout, group_counts, runs_of_like_size
 
 # Offsets and their differences pack into 3 × 10 bits below the atom index of one int64 key.
 _OFFSET_LIMIT = 256
 _BITS = 10
 
+_RUN_COST = {"cpu": 4_000, "cuda": 200_000}
+"""What one more block costs in operations, as a number of pairs of places: see `runs_of_like_size`."""
+
+
+@dataclass(frozen=True)
+class AtomRows:
+    """Rows of atoms in blocks.
+
+    Attributes:
+        row: (N,) int64 row of each atom.
+        sizes: number of rows in each block.
+    """
+
+    row: Tensor
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def by_degree(cls, target: Tensor, num_atoms: int, *, one_block: bool) -> AtomRows:
+        """Atoms in descending order of their number of edges."""
+        counts, order = torch.sort(group_counts(target, num_atoms), descending=True, stable=True)
+        row = torch.empty_like(order).scatter_(0, order, torch.arange(num_atoms, device=order.device))
+        if one_block:
+            return cls(row, (num_atoms,))
+        cost = _RUN_COST.get(target.device.type, _RUN_COST["cuda"])
+        return cls(row, tuple(runs_of_like_size(counts.cpu().numpy(), cost)))
+
 
 @dataclass(frozen=True)
 class TargetSorted:
-    """Edges sorted by target atom.
+    """Edges sorted by the row of their target atom.
 
     Attributes:
         source, target: (E,) int64.
         cell_offsets: (E, 3) int64.
-        layout: places of the edges in (N, width) blocks, one row of slots per target.
     """
 
     source: Tensor
     target: Tensor
     cell_offsets: Tensor
-    layout: PaddedLayout
 
     @property
     def num_edges(self) -> int:
@@ -45,12 +70,11 @@ class TargetSorted:
         return self.source.shape[0]
 
     @classmethod
-    def of(cls, edges: EdgeSet, num_atoms: int) -> tuple[TargetSorted, Tensor]:
+    def of(cls, edges: EdgeSet, row: Tensor) -> tuple[TargetSorted, Tensor]:
         """Sort an edge set; also returns the (E,) permutation, sorted edge i being input edge order[i]."""
         source, target = edges.edge_index.long()
-        target, order = torch.sort(target, stable=True)
-        layout = PaddedLayout.of(target, num_atoms)
-        return cls(source[order], target, edges.cell_offsets[order].long(), layout), order
+        order = torch.argsort(row[target], stable=True)
+        return cls(source[order], target[order], edges.cell_offsets[order].long()), order
 
     def image_keys(self) -> Tensor:
         """(E,) int64, equal for two edges exactly if source atom and cell offset are."""
@@ -63,32 +87,30 @@ class QuadrupletTopology:
 
     Attributes:
         qint: the qint edges, sorted by target a.
-        source_atoms: (Nb,) atoms that are source b of a qint edge.
-        source_row: (Q,) row of each qint edge's source in `source_atoms`.
-        input_edges: (Ei,) main edges d→b with b in `source_atoms`, sorted by b.
+        source_row: (Q,) which of the Nb atoms that are source b of a qint edge is that of each.
+        input_edges: (Ei,) main edges d→b of those atoms, sorted as main edges are.
         input_layout: places of those in (Nb, D_in).
         input_mask: (Q, D_in) bool, false where there is no edge or d→b is b→a reversed.
-        atoms: (Na,) atoms a that are target of a qint edge.
         slots: places of qint edges in (Na, Dq).
-        output_edges: (Eo,) main edges c→a with a in `atoms`, sorted by a.
-        output_layout: places of those in (Na, D_out).
+        output_edges: (Eo,) main edges c→a of the Na atoms, sorted as main edges are.
+        output_row: (Eo,) which of the Na atoms is the target of each.
+        output_layout: places of those in blocks of (some of Na, D_out).
         output_mask: (Eo, Dq) bool, true where slot q holds a qint edge other than c→a itself.
         qint_of_output: (Eo, Dq) qint edge of each place, 0 where there is none.
         closing_edge: (Pc,) flat places (output edge, slot) where a main edge c→b closes the triangle a, b, c.
-        closing_place: (Pc,) the same in the padded layout, flat (atom, D_out, Dq).
+        closing_place: (Pc,) the same in the padded layout, flat (place of the output edge, Dq).
         closing_input: (Pc,) flat place (qint edge, input slot) of that edge c→b: it is no quadruplet of c→a.
     """
 
     qint: TargetSorted
-    source_atoms: Tensor
     source_row: Tensor
     input_edges: Tensor
     input_layout: PaddedLayout
     input_mask: Tensor
-    atoms: Tensor
     slots: PaddedLayout
     output_edges: Tensor
-    output_layout: PaddedLayout
+    output_row: Tensor
+    output_layout: BlockedLayout
     output_mask: Tensor
     qint_of_output: Tensor
     closing_edge: Tensor
@@ -101,23 +123,28 @@ class Topology:
     """Index structure of a whole batch.
 
     Attributes:
-        main: symmetrised main graph; main_swap: (E,) reverse of each edge.
-        a2ee2a: atom-edge interaction graph.
-        same_image: (N, D, D2) bool, true where a main and an a2ee2a edge of one target have the same source image.
+        atom_row: (N,) row of each atom in the blocks.
+        main: symmetrised main graph; main_swap: (E,) reverse of each edge; main_blocks: their places at their targets.
+        a2ee2a: atom-edge interaction graph; a2ee2a_blocks: their places.
+        same_image: for each block (atoms, D, D2) bool, true where a main and an a2ee2a edge of one target have the same
+            source image.
         a2a: atom-atom edges; pair_of_a2a: (edges,) index of each edge's (source, target) pair.
-        pair_source: (pairs,) source atom; pairs: their places in (N, width).
+        pair_source: (pairs,) source atom; pair_blocks: their places.
         quads: None if there is no qint edge.
     """
 
     num_atoms: int
+    atom_row: Tensor
     main: TargetSorted
     main_swap: Tensor
+    main_blocks: BlockedLayout
     a2ee2a: TargetSorted
-    same_image: Tensor
+    a2ee2a_blocks: BlockedLayout
+    same_image: tuple[Tensor, ...]
     a2a: TargetSorted
     pair_of_a2a: Tensor
     pair_source: Tensor
-    pairs: PaddedLayout
+    pair_blocks: BlockedLayout
     quads: QuadrupletTopology | None
 
 
@@ -162,13 +189,16 @@ def symmetrize(edges: EdgeSet, *, rule: Symmetrization = "reference") -> tuple[E
     return both, torch.where(index < kept, index + kept, index - kept)
 
 
-def build_topology(graphs: Graphs, num_atoms: int, *, symmetrization: Symmetrization = "reference") -> Topology:
+def build_topology(
+    graphs: Graphs, num_atoms: int, *, symmetrization: Symmetrization = "reference", one_block: bool = False
+) -> Topology:
     """Derive all index structure of a batch.
 
     Args:
         graphs: the four edge sets, in any edge order.
         num_atoms: N, atoms in the batch.
         symmetrization: rule for the main graph.
+        one_block: pad all atoms to the largest, so that the number of blocks does not depend on the batch.
 
     Raises:
         InvalidStructureError: an edge names an atom that is not there, or a cell offset is absurdly large.
@@ -176,25 +206,29 @@ def build_topology(graphs: Graphs, num_atoms: int, *, symmetrization: Symmetriza
     for name in ("main", "a2a", "a2ee2a", "qint"):
         _check_edges(name, getattr(graphs, name), num_atoms)
     symmetric, swap = symmetrize(graphs.main, rule=symmetrization)
-    main, order = TargetSorted.of(symmetric, num_atoms)
+    rows = AtomRows.by_degree(symmetric.edge_index[1], num_atoms, one_block=one_block)
+    main, order = TargetSorted.of(symmetric, rows.row)
     position = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
-    a2ee2a, _ = TargetSorted.of(graphs.a2ee2a, num_atoms)
-    a2a, _ = TargetSorted.of(graphs.a2a, num_atoms)
-    pair_keys, pair_of_a2a = torch.unique(a2a.target * num_atoms + a2a.source, return_inverse=True)
-    pair_target = torch.div(pair_keys, max(num_atoms, 1), rounding_mode="floor")
-    main_keys = _padded_keys(main)
-    same_image = main_keys[:, :, None] == _padded_keys(a2ee2a, fill=-2)[:, None, :]
+    main_blocks = BlockedLayout.of(rows.row[main.target], rows.sizes)
+    a2ee2a, _ = TargetSorted.of(graphs.a2ee2a, rows.row)
+    a2ee2a_blocks = BlockedLayout.of(rows.row[a2ee2a.target], rows.sizes)
+    a2a, _ = TargetSorted.of(graphs.a2a, rows.row)
+    pair_keys, pair_of_a2a = torch.unique(rows.row[a2a.target] * num_atoms + a2a.source, return_inverse=True)
+    pair_row = torch.div(pair_keys, max(num_atoms, 1), rounding_mode="floor")
     return Topology(
         num_atoms=num_atoms,
+        atom_row=rows.row,
         main=main,
         main_swap=position[swap[order]],
+        main_blocks=main_blocks,
         a2ee2a=a2ee2a,
-        same_image=same_image,
+        a2ee2a_blocks=a2ee2a_blocks,
+        same_image=_same_image(main, main_blocks, a2ee2a, a2ee2a_blocks),
         a2a=a2a,
         pair_of_a2a=pair_of_a2a,
-        pair_source=pair_keys - pair_target * num_atoms,
-        pairs=PaddedLayout.of(pair_target, num_atoms),
-        quads=_build_quadruplets(graphs.qint, main, main_keys, num_atoms) if graphs.qint.num_edges else None,
+        pair_source=pair_keys - pair_row * num_atoms,
+        pair_blocks=BlockedLayout.of(pair_row, rows.sizes),
+        quads=_build_quadruplets(graphs.qint, main, rows) if graphs.qint.num_edges else None,
     )
 
 
@@ -212,38 +246,52 @@ def _check_edges(name: str, edges: EdgeSet, num_atoms: int) -> None:
         )
 
 
-def _padded_keys(edges: TargetSorted, fill: int = -1) -> Tensor:
-    """(N, width) image keys per target; `fill`, which no real key equals, where there is no edge."""
-    keys = torch.full((edges.layout.num_groups * edges.layout.width,), fill * (1 << 62), device=edges.source.device)
+def _same_image(
+    main: TargetSorted, main_blocks: BlockedLayout, other: TargetSorted, other_blocks: BlockedLayout
+) -> tuple[Tensor, ...]:
+    first = main_blocks.blocks(_keys_at(main.image_keys(), main_blocks.slot, main_blocks.num_slots))
+    second = other_blocks.blocks(_keys_at(other.image_keys(), other_blocks.slot, other_blocks.num_slots, fill=-2))
+    return tuple(ours[:, :, None] == theirs[:, None, :] for ours, theirs in zip(first, second, strict=True))
+
+
+def _keys_at(keys: Tensor, slot: Tensor, num_slots: int, fill: int = -1) -> Tensor:
+    """(num_slots,) image keys at their places; `fill`, which no real key equals, where there is no edge."""
     # A source of index 0 with a negative offset has a small negative key, far from both fill values.
-    return keys.index_copy_(0, edges.layout.slot, edges.image_keys()).view(edges.layout.num_groups, -1)
+    empty = torch.full((num_slots,), fill * (1 << 62), dtype=torch.long, device=keys.device)
+    return empty.index_copy_(0, slot, keys)
 
 
-def _rows_of(atoms: Tensor, num_atoms: int) -> Tensor:
-    """(N,) row of each atom in the sorted list `atoms`, −1 where it is not in it."""
-    rows = torch.full((num_atoms,), -1, dtype=torch.long, device=atoms.device)
-    rows[atoms] = torch.arange(atoms.shape[0], device=atoms.device)
-    return rows
+def _numbers_of(present: Tensor) -> Tensor:
+    """(n,) running number of each true entry, −1 for the others."""
+    return torch.where(present, torch.cumsum(present, 0) - 1, -1)
 
 
-def _build_quadruplets(edges: EdgeSet, main: TargetSorted, main_keys: Tensor, num_atoms: int) -> QuadrupletTopology:
-    qint, _ = TargetSorted.of(edges, num_atoms)
+def _marked(rows: Tensor, num_rows: int) -> Tensor:
+    """(num_rows,) bool, true at the given rows."""
+    return torch.zeros(num_rows, dtype=torch.bool, device=rows.device).index_fill_(0, rows, True)
+
+
+def _build_quadruplets(edges: EdgeSet, main: TargetSorted, rows: AtomRows) -> QuadrupletTopology:
+    qint, _ = TargetSorted.of(edges, rows.row)
     packed = pack_offsets(qint.cell_offsets)
+    main_row, num_atoms = rows.row[main.target], rows.row.shape[0]
 
-    source_atoms = torch.unique(qint.source)
-    source_rows = _rows_of(source_atoms, num_atoms)
-    input_edges = torch.nonzero(source_rows[main.target] >= 0).view(-1)
-    input_layout = PaddedLayout.of(source_rows[main.target[input_edges]], source_atoms.shape[0])
-    source_row = source_rows[qint.source]
+    source_numbers = _numbers_of(_marked(rows.row[qint.source], num_atoms))
+    source_row = source_numbers[rows.row[qint.source]]
+    input_edges = torch.nonzero(source_numbers[main_row] >= 0).view(-1)
+    input_layout = PaddedLayout.of(source_numbers[main_row[input_edges]], int(source_numbers.max()) + 1)
+    num_inputs = input_layout.num_groups * input_layout.width
+    input_keys = _keys_at(main.image_keys()[input_edges], input_layout.slot, num_inputs).view(-1, input_layout.width)
     reverse_keys = (qint.target << 3 * _BITS) - packed
-    input_keys = main_keys[source_atoms][:, : input_layout.width]
     input_mask = input_layout.mask()[source_row] & (input_keys[source_row] != reverse_keys[:, None])
 
-    atoms = torch.unique_consecutive(qint.target)
-    rows = _rows_of(atoms, num_atoms)
-    slots = PaddedLayout.of(rows[qint.target], atoms.shape[0])
-    output_edges = torch.nonzero(rows[main.target] >= 0).view(-1)
-    output_row = rows[main.target[output_edges]]
+    is_target = _marked(rows.row[qint.target], num_atoms)
+    numbers = _numbers_of(is_target)
+    sizes = [int(part.sum()) for part in torch.split(is_target.cpu(), list(rows.sizes))]
+    slots = PaddedLayout.of(numbers[rows.row[qint.target]], sum(sizes))
+    output_edges = torch.nonzero(numbers[main_row] >= 0).view(-1)
+    output_row = numbers[main_row[output_edges]]
+    output_layout = BlockedLayout.of(output_row, [size for size in sizes if size])
     qint_slots = torch.zeros(slots.num_groups * slots.width, dtype=torch.long, device=packed.device)
     qint_slots.index_copy_(0, slots.slot, torch.arange(qint.num_edges, device=packed.device))
     qint_of_output = qint_slots.view(slots.num_groups, slots.width)[output_row]
@@ -256,18 +304,16 @@ def _build_quadruplets(edges: EdgeSet, main: TargetSorted, main_keys: Tensor, nu
     found, slot = matches.max(dim=-1)
     closing_edge = torch.nonzero((found & output_mask).view(-1)).view(-1)
     closing_input = (qint_of_output * input_layout.width + slot).view(-1)[closing_edge]
-    output_layout = PaddedLayout.of(output_row, atoms.shape[0])
     row = torch.div(closing_edge, slots.width, rounding_mode="floor")
     return QuadrupletTopology(
         qint=qint,
-        source_atoms=source_atoms,
         source_row=source_row,
         input_edges=input_edges,
         input_layout=input_layout,
         input_mask=input_mask,
-        atoms=atoms,
         slots=slots,
         output_edges=output_edges,
+        output_row=output_row,
         output_layout=output_layout,
         output_mask=output_mask,
         qint_of_output=qint_of_output,

@@ -171,7 +171,8 @@ def _circular_qint(kernels: Kernels, topology: Topology, arrays: Arrays, orders:
     assert kernels.quads is not None
     main = torch.as_tensor(orders["main_sym"])[torch.as_tensor(arrays["quad_triplet_in_in"]).long()]
     qint = torch.as_tensor(orders["qint"])[torch.as_tensor(arrays["quad_triplet_in_out"]).long()]
-    slot = topology.main.layout.slot[main] % topology.main.layout.width
+    place = torch.searchsorted(quads.input_edges, main)
+    slot = quads.input_layout.slot[place] % quads.input_layout.width
     return kernels.quads.circular[qint, slot]
 
 

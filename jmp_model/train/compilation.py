@@ -12,6 +12,7 @@ import torch
 import torch.fx.experimental._config
 from torch import nn
 
+from jmp_model.gemnet_oc.backbone import GemNetOC
 from jmp_model.gemnet_oc.interaction import InteractionBlock
 from jmp_model.gemnet_oc.output import OutputBlock
 
@@ -24,6 +25,8 @@ def compile_blocks(model: nn.Module) -> None:
     # Two sizes that are equal in the first batch, such as edges with and without quadruplets, need not stay so.
     torch.fx.experimental._config.use_duck_shape = False
     for module in model.modules():
+        if isinstance(module, GemNetOC):
+            module.one_block = True
         if isinstance(module, InteractionBlock | OutputBlock):
             _compile_training(module)
 

@@ -39,10 +39,13 @@ CASES: dict[str, Case] = {
         lambda m, h, w: gathering.edge_update(m, h, w, SOURCES, GROUPS),
         [(6, 4), (5, 3), (4, 10)],
     ),
-    "aggregate": (gathering.aggregate, [(3, 6, 4), (3, 4, 5), (2, 10)]),
+    "aggregate": (
+        lambda k1, k2, x, w: gathering.aggregate((k1, k2), x, w),
+        [(3, 6, 4), (2, 2, 1), (14, 5), (2, 10)],
+    ),
     "aggregate with extra": (
-        lambda k, x, w, e, f: gathering.aggregate(k, x, w, (e, f)),
-        [(3, 6, 4), (3, 4, 5), (2, 10), (9, 2, 3), (9, 3, 5)],
+        lambda k1, k2, x, w, e, f: gathering.aggregate((k1, k2), x, w, (e, f)),
+        [(3, 6, 4), (2, 2, 1), (14, 5), (2, 10), (11, 2, 3), (11, 3, 5)],
     ),
     "perceptron": (
         lambda x, w1, b1, w2, w3: fused.perceptron(x, [(w1, b1), (w2, None), (w3, None)]),
