@@ -5,7 +5,7 @@ products with the few radial features).
 Each node has a plain twin of ordinary operations. Second derivatives are taken of the twin, and it is what runs inside
 `plain_layers()`: under `torch.compile`, or where forces are gradients and are trained on.
 
-All rows are independent; "silu" below is the unscaled one, its gain of 1/0.6 being folded into the next weight.
+All rows are independent; "silu" below is the unscaled one, its gain of 1/0.6 being left to the next product.
 """
 
 from __future__ import annotations
@@ -40,15 +40,22 @@ def layers_are_plain() -> bool:
     return _plain
 
 
-def times(x: Tensor, weight: Tensor) -> Tensor:
-    """x·weightᵀ, for use inside nodes."""
-    return torch.mm(x, weight.t())
+def product(a: Tensor, b: Tensor, gain: float = 1.0) -> Tensor:
+    """gain·a·b, for use inside nodes: the matrix library multiplies by gain in passing."""
+    if gain == 1.0:
+        return torch.mm(a, b)
+    return torch.addmm(a.new_empty(1, 1), a, b, beta=0, alpha=gain)
 
 
-def weight_gradient(dz: Tensor, x: Tensor) -> Tensor:
-    """dzᵀ·x, for use inside nodes: what z = x·weightᵀ gives its weight."""
+def times(x: Tensor, weight: Tensor, gain: float = 1.0) -> Tensor:
+    """gain·x·weightᵀ, for use inside nodes."""
+    return product(x, weight.t(), gain)
+
+
+def weight_gradient(dz: Tensor, x: Tensor, gain: float = 1.0) -> Tensor:
+    """gain·dzᵀ·x, for use inside nodes: what z = gain·x·weightᵀ gives its weight."""
     # With the long side of the result first, narrow gradients took a third of the time (docs/model-speed.md).
-    return dz.t() @ x if x.shape[1] >= dz.shape[1] else (x.t() @ dz).t()
+    return product(dz.t(), x, gain) if x.shape[1] >= dz.shape[1] else product(x.t(), dz, gain).t()
 
 
 def silu_backward(grad: Tensor, z: Tensor) -> Tensor:
@@ -113,8 +120,8 @@ class _DenseSiLU(torch.autograd.Function):
         if torch.is_grad_enabled():
             return twin_gradients(ctx, _dense_silu, (x, weight, ctx.gain), grads[0])
         dz = silu_backward(grads[0], z)
-        dx = times(dz, (weight * ctx.gain).t()) if ctx.needs_input_grad[0] else None
-        dw = weight_gradient(dz, x).mul_(ctx.gain) if ctx.needs_input_grad[1] else None
+        dx = product(dz, weight, ctx.gain) if ctx.needs_input_grad[0] else None
+        dw = weight_gradient(dz, x, ctx.gain) if ctx.needs_input_grad[1] else None
         return dx, dw, None
 
 
@@ -124,25 +131,18 @@ class _DenseSiLU(torch.autograd.Function):
 def residuals(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Residual layers x ↦ (x + act(second·act(first·x)))/√2 in a row: (rows, units) to the same.
 
-    The divisions by √2 are left to the end: layer i runs on √2ⁱ times its input, its first weight makes up for that.
+    The divisions by √2 are left to the end: layer i runs on √2ⁱ times its input, its first product makes up for that.
     """
     if not layers:
         return x
-    weights: list[Tensor] = []
-    for index, (first, second) in enumerate(layers):
-        weights += [first * INV_SQRT_2**index if index else first, second * SILU_GAIN]
-    return run(_Residuals, _residuals, x, *weights)
-
-
-def _step(index: int) -> float:
-    """Factor of what layer `index` adds to the undivided sum."""
-    return float(SILU_GAIN / INV_SQRT_2**index)
+    return run(_Residuals, _residuals, x, *(weight for layer in layers for weight in layer))
 
 
 def _residuals(x: Tensor, *weights: Tensor) -> Tensor:
-    for index, (first, second) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
-        x = x + functional.silu(functional.linear(functional.silu(functional.linear(x, first)), second)) * _step(index)
-    return x * INV_SQRT_2 ** (len(weights) // 2)
+    for first, second in zip(weights[::2], weights[1::2], strict=True):
+        a = functional.silu(functional.linear(x, first)) * SILU_GAIN
+        x = (x + functional.silu(functional.linear(a, second)) * SILU_GAIN) * INV_SQRT_2
+    return x
 
 
 class _Residuals(torch.autograd.Function):
@@ -150,11 +150,12 @@ class _Residuals(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
         kept = []
         for index, (first, second) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
-            z1 = times(x, first)
-            z2 = times(functional.silu(z1), second)
+            divisor = INV_SQRT_2**index
+            z1 = times(x, first, divisor)
+            z2 = times(functional.silu(z1), second, SILU_GAIN)
             kept += [x, z1, z2]
             message = functional.silu(z2)
-            x = torch.add(x, message, alpha=_step(index), out=message)
+            x = torch.add(x, message, alpha=SILU_GAIN / divisor, out=message)
         ctx.save_for_backward(*weights, *kept)
         return x.mul_(INV_SQRT_2 ** (len(weights) // 2))
 
@@ -165,18 +166,22 @@ class _Residuals(torch.autograd.Function):
         weights, kept = saved[: 2 * depth], saved[2 * depth :]
         if torch.is_grad_enabled():
             return twin_gradients(ctx, _residuals, (kept[0], *weights), grads[0])
-        divisor, d = INV_SQRT_2**depth, grads[0].contiguous()
+        # The gradient of the undivided sum is that of the result, divided at the end as the sum is.
+        end, d = INV_SQRT_2**depth, grads[0].contiguous()
         gradients: list[Tensor] = []
         for index in reversed(range(depth)):
             first, second = weights[2 * index : 2 * index + 2]
             x, z1, z2 = kept[3 * index : 3 * index + 3]
+            divisor = INV_SQRT_2**index
+            gain = SILU_GAIN * SILU_GAIN / divisor
             d2 = silu_backward(d, z2)
-            dsecond = weight_gradient(d2, functional.silu(z1)).mul_(_step(index) * divisor)
-            d1 = silu_backward_(times(d2, (second * _step(index)).t()), z1)
-            gradients = [weight_gradient(d1, x).mul_(divisor), dsecond, *gradients]
+            dsecond = weight_gradient(d2, functional.silu(z1), gain * end)
+            d1 = silu_backward_(product(d2, second, gain), z1)
+            gradients = [weight_gradient(d1, x, divisor * end), dsecond, *gradients]
             # The gradient that came from outside is not ours to overwrite.
-            d = torch.addmm(d, d1, first) if d is grads[0] else d.addmm_(d1, first)
-        return d.mul_(divisor), *gradients
+            out = None if d is grads[0] else d
+            d = torch.addmm(d, d1, first, alpha=divisor, out=out)
+        return d.mul_(end), *gradients
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -207,7 +212,7 @@ class _ModulatedProjection(torch.autograd.Function):
         if torch.is_grad_enabled():
             return twin_gradients(ctx, _modulated_projection, ctx.saved_tensors, grads[0])
         w = times(radial, radial_weight)
-        dproduct = times(grads[0], out_weight.t())
+        dproduct = product(grads[0], out_weight)
         dout = weight_gradient(grads[0], x * w)
         dx = w.mul_(dproduct)
         dw = dproduct.mul_(x)
@@ -242,10 +247,10 @@ class _DenseModulated(torch.autograd.Function):
             return twin_gradients(ctx, _dense_modulated, ctx.saved_tensors[:5], grads[0])
         a, w = functional.silu(z), times(radial, radial_weight)
         dout = weight_gradient(grads[0], a * w)
-        dproduct = times(grads[0], out_weight.t())
+        dproduct = product(grads[0], out_weight)
         dz = silu_backward_(w.mul_(dproduct), z)
         dw = dproduct.mul_(a)
-        dx = times(dz, weight.t()) if ctx.needs_input_grad[0] else None
+        dx = product(dz, weight) if ctx.needs_input_grad[0] else None
         return dx, weight_gradient(dz, x), dw @ radial_weight, weight_gradient(dw, radial), dout
 
 
@@ -289,7 +294,7 @@ class _AddMessage(torch.autograd.Function):
             dy, dweight = torch.autograd.grad(message, (y, weight), at_rows, create_graph=True)
             return grad, dy, dweight, None, None
         dz = silu_backward(at_rows, times(y, weight))
-        return grad, dz @ (weight * gain), weight_gradient(dz, y).mul_(gain), None, None
+        return grad, product(dz, weight, gain), weight_gradient(dz, y, gain), None, None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -297,16 +302,13 @@ class _AddMessage(torch.autograd.Function):
 
 def perceptron(x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
     """Linear layers (weight, bias) with the scaled SiLU between them: (rows, in) to (rows, out)."""
-    flat: list[Tensor | None] = []
-    for index, (weight, bias) in enumerate(layers):
-        flat += [weight if index == 0 else weight * SILU_GAIN, bias]
-    return run(_Perceptron, _perceptron, x, *flat)
+    return run(_Perceptron, _perceptron, x, *(parameter for layer in layers for parameter in layer))
 
 
 def _perceptron(x: Tensor, *layers: Any) -> Tensor:
     z = functional.linear(x, layers[0], layers[1])
     for weight, bias in zip(layers[2::2], layers[3::2], strict=True):
-        z = functional.linear(functional.silu(z), weight, bias)
+        z = functional.linear(functional.silu(z) * SILU_GAIN, weight, bias)
     return z
 
 
@@ -316,7 +318,7 @@ class _Perceptron(torch.autograd.Function):
         kept = []
         z = x
         for index, (weight, bias) in enumerate(zip(layers[::2], layers[1::2], strict=True)):
-            z = times(functional.silu(z) if index else z, weight)
+            z = times(functional.silu(z), weight, SILU_GAIN) if index else times(x, weight)
             if bias is not None:
                 z += bias
             kept.append(z)
@@ -334,9 +336,9 @@ class _Perceptron(torch.autograd.Function):
         gradients: list[Any] = []
         for index in reversed(range(ctx.num_layers)):
             weight, bias = layers[2 * index], layers[2 * index + 1]
-            source = functional.silu(kept[index - 1]) if index else x
-            gradients = [weight_gradient(dz, source), None if bias is None else dz.sum(0), *gradients]
+            source, gain = (functional.silu(kept[index - 1]), SILU_GAIN) if index else (x, 1.0)
+            gradients = [weight_gradient(dz, source, gain), None if bias is None else dz.sum(0), *gradients]
             if index:
-                dz = silu_backward_(times(dz, weight.t()), kept[index - 1])
-        dx = times(dz, layers[0].t()) if ctx.needs_input_grad[0] else None
+                dz = silu_backward_(product(dz, weight, gain), kept[index - 1])
+        dx = product(dz, layers[0]) if ctx.needs_input_grad[0] else None
         return dx, *gradients

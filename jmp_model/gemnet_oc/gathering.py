@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jmp_model.gemnet_oc.fused import SILU_GAIN, run, silu_backward, times, twin_gradients, weight_gradient
+from jmp_model.gemnet_oc.fused import SILU_GAIN, product, run, silu_backward, times, twin_gradients, weight_gradient
 from jmp_model.gemnet_oc.ragged import sum_by_group
 
 
@@ -87,7 +87,7 @@ class _EdgeUpdate(torch.autograd.Function):
         at_source, at_target = sum_by_group(dz, source, len(h)), sum_by_group(dz, target, len(h))
         dh = at_source @ weight[:, :atom] + at_target @ weight[:, atom : 2 * atom]
         dweight = torch.cat([at_source.t() @ h, at_target.t() @ h, weight_gradient(dz, m)], dim=1)
-        dm = times(dz, (weight[:, 2 * atom :] * SILU_GAIN).t()) if ctx.needs_input_grad[0] else None
+        dm = product(dz, weight[:, 2 * atom :], SILU_GAIN) if ctx.needs_input_grad[0] else None
         return dm, dh * SILU_GAIN, dweight.mul_(SILU_GAIN), None, None
 
 
