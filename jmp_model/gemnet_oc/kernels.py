@@ -10,6 +10,7 @@ Shapes: N atoms in blocks of n, E main edges, D/D2 slots for main/a2ee2a edges a
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from jmp_model.gemnet_oc.angular import (
+    Azimuths,
     axis_frames,
     azimuths,
     cosines,
@@ -27,7 +29,7 @@ from jmp_model.gemnet_oc.angular import (
 )
 from jmp_model.gemnet_oc.bases import Bases
 from jmp_model.gemnet_oc.config import Collinear
-from jmp_model.gemnet_oc.ragged import pick, spread, sum_by_group
+from jmp_model.gemnet_oc.ragged import BlockedLayout, pick, spread, sum_by_group
 from jmp_model.gemnet_oc.single_dihedrals import SingleTerms, single_terms
 from jmp_model.gemnet_oc.topology import QuadrupletTopology, TargetSorted, Topology
 
@@ -220,35 +222,96 @@ def _quadruplet_kernels(
     inner = azimuths(inner_vectors, (frames[0][:, None], frames[1][:, None]), orders)
     input_terms = dihedral_input_terms(inner) * quads.input_mask[..., None].to(radial.dtype)
 
-    at = quads.qint_of_output
-    outer_vectors = geometry.main_vector[quads.output_edges][:, None]
-    outer_angles = legendre_basis(cosines(outer_vectors, axes[at]), orders)
-    outer_angles = outer_angles * quads.output_mask[..., None].to(radial.dtype)
-    outer = azimuths(outer_vectors, (frames[0][at], frames[1][at]), orders)
-    spherical = outer_angles @ bases.mlp_sbf_qint.split_outer(radial[quads.output_edges], orders)
-    num_edges, num_slots = at.shape
-    spherical = spherical.view(num_edges, num_slots, -1, orders)
-    output = spherical @ dihedral_output_terms(outer, orders)
-    output = output.transpose(1, 2).reshape(num_edges, spherical.shape[2], -1)
+    layout = quads.output_layout
+    closing_at, closes = _closing_edges(quads)
+    outer = [
+        _outer_side(bases, axes, frames, *block)
+        for block in zip(
+            layout.blocks(layout.pad(pick(radial, quads.output_edges))),
+            layout.blocks(layout.pad(pick(geometry.main_vector, quads.output_edges))),
+            layout.blocks(layout.pad(quads.qint_of_output)),
+            layout.blocks(layout.pad(quads.output_mask)),
+            layout.blocks(inner.collinear.reshape(-1)[closing_at]),
+            layout.blocks(closes),
+            strict=True,
+        )
+    ]
+    single = None
+    if collinear == "as_computed" or radial.dtype == torch.float64:
+        vectors = inner_vectors, axes, geometry.main_vector[quads.output_edges][:, None]
+        spherical, outer_azimuths = _on_edges(layout, outer)
+        single = single_terms(quads, spherical, vectors, inner, outer_azimuths, collinear=collinear)
     return QuadrupletKernels(
         circular=circular,
         input_terms=input_terms.transpose(1, 2),
-        output=tuple(block.flatten(1, 2) for block in quads.output_layout.blocks(quads.output_layout.pad(output))),
-        closing=_closing_kernel(quads, spherical, inner.collinear, outer.collinear),
-        single=single_terms(quads, spherical, (inner_vectors, axes, outer_vectors), inner, outer, collinear=collinear)
-        if collinear == "as_computed" or radial.dtype == torch.float64
-        else None,
+        output=tuple(side.kernel for side in outer),
+        closing=torch.cat([side.closing for side in outer]),
+        single=single,
     )
 
 
-def _closing_kernel(quads: QuadrupletTopology, spherical: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
-    """Coefficient with which the separated sums contain d = c: dihedral 0, or π/2 where a, b, c are collinear."""
-    _, slots, out, orders = spherical.shape
-    collinear = inner.reshape(-1)[quads.closing_input] | outer.reshape(-1)[quads.closing_edge]
-    cosine = (~collinear).to(spherical.dtype)
-    dihedral = legendre_basis(cosine, orders)
-    values = (pick(spherical.reshape(-1, out, orders), quads.closing_edge) * dihedral[:, None]).sum(-1)
-    places = quads.output_layout.num_slots
-    kernel = spread(values, quads.closing_place, places * slots).view(places, slots, out).transpose(1, 2)
+@dataclass(frozen=True)
+class _OuterSide:
+    """What belongs to the places (main edge c→a, qint slot) of one block of n atoms with D main edges each.
+
+    Attributes:
+        kernel, closing: see `QuadrupletKernels`.
+        spherical: (n·D, Dq, w, S) what multiplies the dihedral basis.
+        azimuths: of c, (n·D, Dq).
+    """
+
+    kernel: Tensor
+    closing: Tensor
+    spherical: Tensor
+    azimuths: Azimuths
+
+
+def _outer_side(
+    bases: Bases,
+    axes: Tensor,
+    frames: tuple[Tensor, Tensor],
+    radial: Tensor,
+    vectors: Tensor,
+    qint: Tensor,
+    mask: Tensor,
+    closing_collinear: Tensor,
+    closes: Tensor,
+) -> _OuterSide:
+    """Contract the outer angles of one block; after `frames`, all arguments are its (n, D, …) places."""
+    orders = bases.num_spherical
+    groups, _, num_slots = qint.shape
+    at, outward = qint.flatten(0, 1), vectors.view(-1, 1, 3)
+    angles = legendre_basis(cosines(outward, axes[at]), orders) * mask.view(*at.shape, 1).to(radial.dtype)
+    spherical = angles @ bases.mlp_sbf_qint.split_outer(radial.flatten(0, 1), orders)
+    spherical = spherical.view(*at.shape, -1, orders)
+    azimuth = azimuths(outward, (frames[0][at], frames[1][at]), orders)
+
+    # The separated sums contain d = c, the closing edge, with dihedral 0, or π/2 where a, b, c are collinear.
+    cosine = (~(closing_collinear.view(at.shape) | azimuth.collinear)).to(radial.dtype)
+    itself = legendre_basis(cosine, orders) * closes.view(*at.shape, 1).to(radial.dtype)
+    terms = spherical @ torch.cat([dihedral_output_terms(azimuth, orders), itself[..., None]], dim=-1)
+    kernel = terms[..., :-1].transpose(1, 2).reshape(groups, -1, num_slots * (terms.shape[-1] - 1))
     # Batched products with a factor or a result in any other layout are done one matrix at a time.
-    return kernel.contiguous()
+    return _OuterSide(kernel, terms[..., -1].transpose(1, 2).contiguous(), spherical, azimuth)
+
+
+def _closing_edges(quads: QuadrupletTopology) -> tuple[Tensor, Tensor]:
+    """For all (output places, Dq): flat place (qint edge, input slot) of the edge that closes, and whether one does."""
+    shape = quads.output_layout.num_slots, quads.slots.width
+    at = spread(quads.closing_input, quads.closing_place, shape[0] * shape[1])
+    closes = torch.zeros_like(at, dtype=torch.bool).index_fill_(0, quads.closing_place, True)
+    return at.view(shape), closes.view(shape)
+
+
+def _on_edges(layout: BlockedLayout, sides: Sequence[_OuterSide]) -> tuple[Tensor, Azimuths]:
+    """Spherical coefficients and azimuths of all blocks, for each output edge."""
+
+    def join(parts: Iterable[Tensor]) -> Tensor:
+        return layout.unpad(torch.cat(list(parts)))
+
+    azimuth = Azimuths(
+        terms=join(side.azimuths.terms for side in sides),
+        collinear=join(side.azimuths.collinear for side in sides),
+        sine_square=join(side.azimuths.sine_square for side in sides),
+    )
+    return join(side.spherical for side in sides), azimuth
