@@ -179,9 +179,9 @@ class _Residuals(torch.autograd.Function):
             d1 = silu_backward_(product(d2, second, gain), z1)
             gradients = [weight_gradient(d1, x, divisor * end), dsecond, *gradients]
             # The gradient that came from outside is not ours to overwrite.
-            out = None if d is grads[0] else d
-            d = torch.addmm(d, d1, first, alpha=divisor, out=out)
-        return d.mul_(end), *gradients
+            out, scale = None if d is grads[0] else d, 1.0 if index else end
+            d = torch.addmm(d, d1, first, beta=scale, alpha=divisor * scale, out=out)
+        return d, *gradients
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ class _AddMessage(torch.autograd.Function):
         ctx.save_for_backward(y, weight, rows)
         ctx.gain = gain
         ctx.mark_dirty(base)
-        message = functional.silu(times(y, weight))
+        message = functional.silu(times(y, weight), inplace=True)
         return base.add_(message, alpha=gain) if rows is None else base.index_add_(0, rows, message, alpha=gain)
 
     @staticmethod
