@@ -24,7 +24,7 @@ from jmp_model.gemnet_oc.ragged import BlockedLayout, PaddedLayout, group_counts
 _OFFSET_LIMIT = 256
 _BITS = 10
 
-_RUN_COST = {"cpu": 8_000, "cuda": 200_000}
+_RUN_COST: dict[str, float] = {"cpu": 8_000, "cuda": 200_000}
 """What one more block costs in operations, as a number of pairs of places: see `runs_of_like_size`."""
 
 
