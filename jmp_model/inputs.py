@@ -66,6 +66,13 @@ def as_structure(atoms: Structure | Atoms) -> Structure:
     )
 
 
+def element_symbol(number: int) -> str:
+    """Symbol of an element, or its number where there is no symbol: embeddings go up to 120."""
+    from ase.data import chemical_symbols
+
+    return chemical_symbols[number] if 0 < number < len(chemical_symbols) else f"Z={number}"
+
+
 def _from_structures(structures: Sequence[Structure], graphs: GraphRule) -> ModelInputs:
     natoms = np.array([s.natoms for s in structures])
     cells = [np.zeros((3, 3)) if s.cell is None else s.cell for s in structures]

@@ -88,6 +88,8 @@ def test_predict_streams_in_batches(model: JMPModel) -> None:
     assert [entry["energy"] for entry in found] == pytest.approx(whole["energy"].tolist(), rel=1e-12)
     assert np.concatenate([entry["forces"] for entry in found]) == pytest.approx(whole["forces"].numpy(), abs=1e-10)
     assert isinstance(found[0]["energy"], float)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        next(model.predict(structures, batch_size=0))
     assert found[1]["forces"].shape == (5, 3)
 
 
@@ -118,6 +120,24 @@ def test_elements_never_trained_are_named(model: JMPModel) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model(molecule("H2O"))
+
+
+def test_elements_without_a_symbol_have_their_number(model: JMPModel) -> None:
+    """Embeddings go up to 120, symbols to 118."""
+    data = Data(pos=torch.tensor([[0.0, 0, 0], [0, 0, 1.5]]), atomic_numbers=torch.tensor([8, 120]), natoms=2)
+    with pytest.warns(UntrainedElementWarning, match="Z=120: never occurred"):
+        assert model(data)["energy"].isfinite().all()
+    data.atomic_numbers[1] = 121
+    with pytest.warns(UntrainedElementWarning), pytest.raises(InvalidStructureError, match="121"):
+        model(data)
+
+
+def test_where_a_structure_lies_does_not_matter_in_single_precision(folder: Path) -> None:
+    single = load_model(folder, task="molecules", forces="gradient")
+    here = some_molecule(1)
+    far = here.copy()
+    far.positions += [1e5, -3e4, 2e5]
+    assert torch.allclose(single(far)["forces"], single(here)["forces"], rtol=1e-4, atol=1e-6)
 
 
 def test_energies_without_references_are_said_to_be_relative(tmp_path: Path) -> None:
