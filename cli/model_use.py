@@ -292,6 +292,7 @@ def fit_scales(
     from jmp_model.weights.scales import fit_scales as fit
     from jmp_model.weights.scales import write_scales
 
+    _check_new(target)
     config = load_pretrain_config(recipe, overrides=set_values or (), mix=mix, out=target.parent, model=model)
     with progress("fit scales", None, "passes") as advance:
         scales = fit(config, on_stage=lambda done, total: advance(1, f"of {total}"))

@@ -155,3 +155,6 @@ def test_fit_scales_writes_what_pretraining_fits(tmp_path: Path) -> None:
     assert len(factors) == 2 * 11 + 3 * 2
     assert all(0 < value < 1e3 for value in factors.values())
     assert json.loads((tmp_path / "scales.json").read_text())["factors"] == factors
+    again = run("jmp", "fit-scales", "--mix", mix, "--model", "tiny", "--out", tmp_path / "scales.json")
+    assert again.code == 1
+    assert "exists already" in again.error_lines[0]
