@@ -63,7 +63,12 @@ def load_model(
     Raises:
         MissingFileError: there is nothing at that path.
         CheckpointError: it is no checkpoint, damaged, lacks scale factors, or has no such task.
+        ValueError: the dtype is a half precision, in which positions are no positions.
     """
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"dtype is {dtype}: models compute in float32 or float64; torch.autocast takes less where it can"
+        )
     path = Path(path)
     checkpoint = read_any_checkpoint(path, weights=weights)
     core, tasks = restore_tasks(checkpoint, path, averaged=weights == "ema")

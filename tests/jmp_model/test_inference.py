@@ -163,6 +163,22 @@ def test_nothing_and_nonsense_are_refused(model: JMPModel, folder: Path, tmp_pat
             model(nonsense)
     with pytest.raises(InvalidStructureError):
         model(Atoms("H", [[np.nan, 0, 0]]))
+    with pytest.raises(InvalidStructureError, match="no atomic_numbers"):
+        model(Data(pos=torch.zeros(2, 3), z=torch.ones(2)))
+    mixed = Batch.from_data_list([as_data(molecule("CO")), as_data(molecule("CO"))])
+    mixed.batch = torch.tensor([0, 1, 0, 1])
+    with pytest.raises(InvalidStructureError, match="structure by structure"):
+        model(mixed)
+
+
+def test_half_precision_is_for_autocast(model: JMPModel, folder: Path) -> None:
+    """Positions in half precision would be off by hundredths of an ångström."""
+    with pytest.raises(ValueError, match="autocast"):
+        load_model(folder, dtype=torch.bfloat16)
+    single = load_model(folder, task="molecules")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = single(some_molecule(1))["forces"]
+    assert torch.allclose(half, single(some_molecule(1))["forces"], atol=0.03 * float(half.abs().max()))
 
 
 def test_missing_scale_factors_are_an_error(folder: Path, tmp_path: Path) -> None:
