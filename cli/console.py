@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jmp_data.errors import JmpDataError
+from jmp_data.errors import JmpDataError, ManifestError
 
 EXIT_BAD_INPUT = 1
 EXIT_USAGE = 2
@@ -125,6 +125,24 @@ def print_facts(facts: Mapping[str, object]) -> None:
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
         out.print(f"{name:<{width}}  {value}", markup=False)
+
+
+def find_device(name: str) -> str:
+    """The device that an option names; the GPU, if there is one, for "auto".
+
+    Raises:
+        ManifestError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ManifestError(f"--device {name}: cannot be used here: {reason}") from error
+    return name
 
 
 @contextmanager

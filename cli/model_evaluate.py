@@ -10,7 +10,7 @@ import typer
 
 from jmp_data.errors import ManifestError
 
-from .console import out, print_json, print_table
+from .console import find_device, out, print_json, print_table
 
 if TYPE_CHECKING:
     from jmp_model.finetune.evaluate import Evaluation
@@ -45,8 +45,6 @@ def evaluate(
 
     Example: jmp evaluate ethanol --task rmd17:ethanol --root shards
     """
-    import torch
-
     from jmp_model.finetune.config import DataSettings
     from jmp_model.finetune.evaluate import evaluate_checkpoint
 
@@ -55,8 +53,6 @@ def evaluate(
     settings = None
     if root is not None or data is not None:
         settings = DataSettings.model_validate({"root": root} if data is None else {split: data})
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     found = evaluate_checkpoint(
         model,
         task=task,
@@ -65,7 +61,7 @@ def evaluate(
         fold=fold,
         heads=heads,
         batch_size=batch_size,
-        device=device,
+        device=find_device(device),
         report=report,
     )
     if as_json:

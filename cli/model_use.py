@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 
 from jmp_data.errors import InvalidStructureError, ManifestError, MissingFileError
 
-from .console import err, out, print_facts, print_json, print_table, progress
+from .console import err, find_device, out, print_facts, print_json, print_table, progress
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -55,7 +55,7 @@ def register(app: typer.Typer) -> None:
 def predict(
     files: Annotated[list[Path], typer.Argument(help="Files that ASE reads; all their structures are taken.")],
     source: Annotated[Path, typer.Option("--from", help="Checkpoint, run folder or released .pt file.")],
-    target: Annotated[Path, typer.Option("--out", help="File to write; ASE chooses the format by its name.")],
+    target: Annotated[Path, typer.Option("--out", help="File to write: .extxyz, .traj, .db or .json.")],
     task: Annotated[str | None, typer.Option(help="Pre-training task whose heads to use.")] = None,
     weights: Annotated[Literal["ema", "live"], typer.Option(help="Averaged weights where there are any, or live.")] = (
         "ema"
@@ -71,24 +71,21 @@ def predict(
 
     Example: jmp predict relaxed.extxyz more.cif --from run --task oc20 --out predicted.extxyz
     """
-    import torch
-
     from jmp_model import load_model
+    from jmp_model.prediction_files import check_target, write_predictions
 
-    _check_target(target)
+    check_target(target)
     for file in files:
         if not file.exists():
             raise MissingFileError(f"{file}: no such file")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(source, task=task, weights=weights, forces=forces, device=device)
+    model = load_model(source, task=task, weights=weights, forces=forces, device=find_device(device))
     chosen = model.find_task()
     for remark in chosen.remarks:
         err.print(f"note: {remark}", markup=False)
     begin = time.perf_counter()
     with _warnings_as_lines():
         frames = list(_predict_files(files, model, batch_size))
-    _write(target, frames)
+        write_predictions(target, frames)
     summary = {
         "out": str(target),
         "task": chosen.name,
@@ -106,21 +103,6 @@ def predict(
             f"{summary['seconds']:.1f} s",
             markup=False,
         )
-
-
-def _check_target(target: Path) -> None:
-    """Find out before the work, not after it, that the result cannot be written."""
-    from ase.io.formats import filetype, ioformats
-
-    if target.exists():
-        raise ManifestError(f"{target}: exists already; choose another name")
-    if not target.parent.is_dir():
-        raise MissingFileError(f"{target.parent}: no such folder")
-    known = ioformats.get(filetype(str(target), read=False))
-    if known is None:
-        raise ManifestError(f"{target}: ASE knows no such format; try .extxyz, .traj or .db")
-    if not known.can_write:
-        raise ManifestError(f"{target}: ASE reads {known.name} but does not write it; try .extxyz, .traj or .db")
 
 
 @contextmanager
@@ -179,18 +161,8 @@ def _structures(files: list[Path], pending: deque[Atoms]) -> Iterator[Structure]
                 raise
             reason = f"{type(error).__name__}: {error}"
             raise ManifestError(f"{file}: ASE cannot read structure {done}: {reason}") from error
-
-
-def _write(target: Path, frames: list[Atoms]) -> None:
-    """Write all structures; the file appears whole or not at all."""
-    from ase.io import write
-
-    partial = target.with_name(f".partial-{target.name}")
-    try:
-        write(partial, frames)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+        if not done:
+            raise ManifestError(f"{file}: holds no structure")
 
 
 @checkpoint.command(name="import", cls=SpreadReferences)
@@ -320,6 +292,7 @@ def fit_scales(
     from jmp_model.weights.scales import fit_scales as fit
     from jmp_model.weights.scales import write_scales
 
+    _check_new(target)
     config = load_pretrain_config(recipe, overrides=set_values or (), mix=mix, out=target.parent, model=model)
     with progress("fit scales", None, "passes") as advance:
         scales = fit(config, on_stage=lambda done, total: advance(1, f"of {total}"))

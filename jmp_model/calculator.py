@@ -53,7 +53,7 @@ class JMPCalculator(Calculator):
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What changed since the last calculation; ASE does not look at tags, on which quadruplets depend."""
         changes: list[str] = super().check_state(atoms, tol=tol)
-        if self.atoms is not None and not changes and not np.array_equal(self.atoms.get_tags(), atoms.get_tags()):
+        if self.atoms is not None and not changes and not _same_tags(self.atoms, atoms):
             changes.append("tags")
         return changes
 
@@ -79,3 +79,8 @@ class JMPCalculator(Calculator):
             self.results["forces"] = out["forces"].cpu().double().numpy()
         if has_stress:
             self.results["stress"] = full_3x3_to_voigt_6_stress(out["stress"][0].cpu().double().numpy())
+
+
+def _same_tags(left: Atoms, right: Atoms) -> bool:
+    """Tags that were never set read as 0 in ASE, but are not the tag 0 here."""
+    return left.has("tags") == right.has("tags") and np.array_equal(left.get_tags(), right.get_tags())

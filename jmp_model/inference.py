@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from jmp_data.errors import CheckpointError, MissingFileError
 from jmp_model.gemnet_oc.graphs import ModelInputs
 from jmp_model.gemnet_oc.scaling import unfitted_scales
-from jmp_model.inputs import as_structure, model_inputs
+from jmp_model.heads.readout import reduce_atoms
+from jmp_model.inputs import as_structure, element_symbol, model_inputs
 from jmp_model.prediction_tasks import CoreModel, HeadOutput, PredictionTask, restore_tasks, to_physical
 from jmp_model.train.checkpoint import STATE_FILE, Checkpoint, read_checkpoint
 from jmp_model.weights.convert import import_released
@@ -62,7 +63,12 @@ def load_model(
     Raises:
         MissingFileError: there is nothing at that path.
         CheckpointError: it is no checkpoint, damaged, lacks scale factors, or has no such task.
+        ValueError: the dtype is a half precision, in which positions are no positions.
     """
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"dtype is {dtype}: models compute in float32 or float64; torch.autocast takes less where it can"
+        )
     path = Path(path)
     checkpoint = read_any_checkpoint(path, weights=weights)
     core, tasks = restore_tasks(checkpoint, path, averaged=weights == "ema")
@@ -155,7 +161,7 @@ class JMPModel(nn.Module):
         with torch.inference_mode(False), torch.set_grad_enabled(chosen.forces == "gradient"):
             inputs = model_inputs(structures, chosen.graphs)
             self._warn_of_elements(inputs, chosen)
-            inputs = inputs.to(self.device).with_dtype(self.dtype)
+            inputs = _centred(inputs).to(self.device).with_dtype(self.dtype)
             if chosen.forces == "gradient":
                 return self._with_gradient(inputs, chosen, stress=stress)
             return {output.name: to_physical(output, value, inputs) for output, value in self._evaluate(inputs, chosen)}
@@ -174,6 +180,8 @@ class JMPModel(nn.Module):
         Yields:
             For each structure a float, or an array, by name: energy, forces (natoms, 3), ...
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         rest = iter(structures)
         while group := list(islice(rest, batch_size)):
             entries = [as_structure(entry) for entry in group]
@@ -208,17 +216,22 @@ class JMPModel(nn.Module):
     def _warn_of_elements(self, inputs: ModelInputs, task: PredictionTask) -> None:
         if task.elements is None:
             return
-        from ase.data import chemical_symbols
-
         unseen = sorted(set(torch.unique(inputs.atomic_numbers).tolist()) - task.elements)
         if unseen:
-            symbols = ", ".join(chemical_symbols[z] for z in unseen)
+            symbols = ", ".join(map(element_symbol, unseen))
             warnings.warn(
                 f"{symbols}: never occurred in the training data of {task.name}; nothing was learned about them there, "
                 "and their energy reference counts 0",
                 UntrainedElementWarning,
                 stacklevel=3,
             )
+
+
+def _centred(inputs: ModelInputs) -> ModelInputs:
+    """Each structure around the origin: single precision would round distances between atoms that lie far from it."""
+    positions = inputs.positions.double()
+    centre = reduce_atoms(positions, replace(inputs, positions=positions), "mean")
+    return replace(inputs, positions=positions - centre[inputs.batch])
 
 
 def _strained(inputs: ModelInputs, positions: Tensor, strain: Tensor) -> ModelInputs:

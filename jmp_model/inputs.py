@@ -66,6 +66,13 @@ def as_structure(atoms: Structure | Atoms) -> Structure:
     )
 
 
+def element_symbol(number: int) -> str:
+    """Symbol of an element, or its number where there is no symbol: embeddings go up to 120."""
+    from ase.data import chemical_symbols
+
+    return chemical_symbols[number] if 0 < number < len(chemical_symbols) else f"Z={number}"
+
+
 def _from_structures(structures: Sequence[Structure], graphs: GraphRule) -> ModelInputs:
     natoms = np.array([s.natoms for s in structures])
     cells = [np.zeros((3, 3)) if s.cell is None else s.cell for s in structures]
@@ -82,9 +89,15 @@ def _from_structures(structures: Sequence[Structure], graphs: GraphRule) -> Mode
 
 def _from_batch(batch: Any, graphs: GraphRule) -> ModelInputs:
     positions: Tensor = batch.pos
+    if getattr(batch, "atomic_numbers", None) is None:
+        raise InvalidStructureError("the batch has no atomic_numbers (N,)", "shape")
     index = getattr(batch, "batch", None)
     if index is None:
         index = torch.zeros(len(positions), dtype=torch.long, device=positions.device)
+    if bool((index.diff() < 0).any()):
+        raise InvalidStructureError(
+            "the atoms of a batch must come structure by structure: batch (N,) descends", "shape"
+        )
     count = int(getattr(batch, "num_graphs", 1) or 1)
     natoms = torch.bincount(index, minlength=count)
     cell, pbc = getattr(batch, "cell", None), getattr(batch, "pbc", None)

@@ -9,6 +9,7 @@ from typing import Any
 
 from jmp_model.gemnet_oc.config import GemNetOCConfig
 from jmp_model.inference import read_any_checkpoint
+from jmp_model.inputs import element_symbol
 from jmp_model.presets import PRESETS
 from jmp_model.train.checkpoint import FORMAT_VERSION, Checkpoint
 from jmp_model.weights.convert import Weights, convert_released
@@ -30,8 +31,6 @@ def open_for_inspection(path: Path) -> Checkpoint:
 
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """Model, weights, tasks with their constants, provenance; JSON-ready."""
-    from ase.data import chemical_symbols
-
     scales = [float(value) for name, value in checkpoint.model.items() if name.endswith("scale_factor")]
     elements = checkpoint.extra.get("elements") or []
     return {
@@ -45,7 +44,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "step": checkpoint.step,
         "optimizer_state": bool(checkpoint.optimizer),
         "mixture_fingerprint": checkpoint.mixture_fingerprint,
-        "elements": [chemical_symbols[z] for z in elements],
+        "elements": [element_symbol(z) for z in elements],
         "provenance": dict(checkpoint.extra.get("provenance", {})),
         "backbone": asdict(checkpoint.backbone),
         "tasks": _describe_tasks(checkpoint),
@@ -61,10 +60,8 @@ def _describe_tasks(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
 
 def _with_symbols(entry: Mapping[str, Any]) -> dict[str, Any]:
-    from ase.data import chemical_symbols
-
     reference = entry["reference"] or {}
-    return {**entry, "reference": {chemical_symbols[int(z)]: value for z, value in reference.items()} or "none"}
+    return {**entry, "reference": {element_symbol(int(z)): value for z, value in reference.items()} or "none"}
 
 
 def _model_name(config: GemNetOCConfig) -> str:

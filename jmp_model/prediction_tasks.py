@@ -163,9 +163,12 @@ def _pretraining_graphs(checkpoint: Checkpoint, task: str) -> GraphRule:
     entry = checkpoint.config.get("data", {}).get("graphs", {}).get(task)
     if entry is not None:
         own = replace(GraphSettings.from_main_count(entry["max_neighbors"], entry["cutoff"]), qint_tags=tags)
-        return lambda natoms, periodic: own
-    periodic_graphs, molecule_graphs = replace(PERIODIC, qint_tags=tags), replace(MOLECULE, qint_tags=tags)
-    return lambda natoms, periodic: periodic_graphs if periodic else molecule_graphs
+        return partial(_graphs_by_kind, own, own)
+    return partial(_graphs_by_kind, replace(PERIODIC, qint_tags=tags), replace(MOLECULE, qint_tags=tags))
+
+
+def _graphs_by_kind(periodic: GraphSettings, open_: GraphSettings, _: int, is_periodic: bool) -> GraphSettings:
+    return periodic if is_periodic else open_
 
 
 def _pretraining_elements(checkpoint: Checkpoint, index: int) -> frozenset[int] | None:

@@ -29,6 +29,9 @@ def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _as_array(name: str, value: Any, dtype: Any, shape: tuple[int, ...], where: str) -> npt.NDArray[Any]:
     try:
         array = np.array(value, dtype=dtype)
+        # NumPy wraps whole numbers around silently: 257 would become the tag 1.
+        if dtype == np.uint8 and not np.array_equal(array, value):
+            raise ValueError("not whole numbers from 0 to 255")
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidStructureError(f"{where}: {name} cannot be read as {np.dtype(dtype)}: {error}", "dtype") from error
     if array.shape != shape:

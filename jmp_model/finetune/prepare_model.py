@@ -54,9 +54,9 @@ def prepare_model(
         scales |= keep_heads(module, task, start, config.keep_heads, str(config.start))
         scales = _kept_references(config, module, scales, splits, watcher, fabric)
     if unfitted_scales(module):
-        _fit_scale_factors(module, config, splits, fabric)
+        batches = _fit_scale_factors(module, config, splits, fabric)
         count = sum(1 for _ in scale_factors(module))
-        watcher.message(f"Fitted {count} scale factors on {config.scale_batches} training batches")
+        watcher.message(f"Fitted {count} scale factors on {batches} training batches")
     return module, scales
 
 
@@ -110,8 +110,9 @@ def _without_fits(task: TaskSpec) -> TaskSpec:
     return task.model_copy(update={"targets": targets})
 
 
-def _fit_scale_factors(module: FineTuningModel, config: FinetuneConfig, splits: Splits, fabric: Fabric) -> None:
-    batches = stream(
+def _fit_scale_factors(module: FineTuningModel, config: FinetuneConfig, splits: Splits, fabric: Fabric) -> int:
+    """Fit on the first training batches, whose number is returned."""
+    epoch = stream(
         splits.train,
         config.task,
         batch_size=config.batch_size,
@@ -119,7 +120,9 @@ def _fit_scale_factors(module: FineTuningModel, config: FinetuneConfig, splits: 
         shuffle=True,
         seed=config.seed,
     )
-    limited = zip(with_graphs(batches, config.task.graph), range(config.scale_batches), strict=False)
-    fitted = fabric.broadcast(fit_scale_factors(module, [batch.clone() for batch, _ in limited]))
+    limited = zip(with_graphs(epoch, config.task.graph), range(config.scale_batches), strict=False)
+    batches = [batch.clone() for batch, _ in limited]
+    fitted = fabric.broadcast(fit_scale_factors(module, batches))
     for name, factor in scale_factors(module):
         factor.set(fitted[name])
+    return len(batches)

@@ -6,6 +6,7 @@ all four kinds of interaction. `from_released` refuses any other setting instead
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -88,8 +89,13 @@ class GemNetOCConfig:
         """Refuse sizes that cannot make a model."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name.startswith(("emb_size", "num_")) and value < (0 if field.name in _MAY_BE_ZERO else 1):
-                raise ValueError(f"GemNetOCConfig.{field.name} = {value}: must be positive")
+            if field.name.startswith(("emb_size", "num_", "envelope")):
+                least = 0 if field.name in _MAY_BE_ZERO else 1
+                if type(value) is not int or value < least:
+                    raise ValueError(f"GemNetOCConfig.{field.name} = {value!r}: must be a whole number from {least} on")
+        cutoff = self.absolute_rbf_cutoff
+        if not isinstance(cutoff, int | float) or not 0.0 < cutoff < math.inf:
+            raise ValueError(f"GemNetOCConfig.absolute_rbf_cutoff = {cutoff!r}: must be a length in Å")
         if not 0.0 <= self.edge_dropout < 1.0:
             raise ValueError(f"GemNetOCConfig.edge_dropout = {self.edge_dropout}: must lie in [0, 1)")
         if self.symmetrization not in ("reference", "symmetric"):
@@ -113,7 +119,7 @@ class GemNetOCConfig:
             if name in _BASIS_NAMES:
                 _check_basis(name, value)
                 if name == "envelope":
-                    values["envelope_exponent"] = int(value["exponent"])
+                    values["envelope_exponent"] = _exponent(value)
             elif name in _FIXED:
                 if value not in _FIXED[name]:
                     raise CheckpointError(f"backbone setting {name} = {value!r} is not supported: only {_FIXED[name]}")
@@ -146,6 +152,12 @@ _MAY_BE_ZERO = {
     "num_before_skip", "num_after_skip", "num_concat", "num_atom", "num_output_afteratom", "num_atom_emb_layers",
     "num_global_out_layers",
 }  # fmt: skip
+
+
+def _exponent(envelope: Any) -> Any:
+    if not isinstance(envelope, Mapping) or "exponent" not in envelope:
+        raise CheckpointError(f"backbone setting envelope = {envelope!r} names no exponent")
+    return envelope["exponent"]
 
 
 def _check_basis(name: str, value: Any) -> None:

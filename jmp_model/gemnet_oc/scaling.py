@@ -39,7 +39,9 @@ class VarianceSums:
             CheckpointError: the layer saw nothing it could be fitted on.
         """
         if not self.output > 0 or not self.reference > 0:
-            raise CheckpointError(f"{name}: no variance to fit a scale on (no such edges in the given batches?)")
+            raise CheckpointError(
+                f"{name}: no variance to fit a scale on: the batches hold no such edges, or atoms of one element only"
+            )
         return float((self.reference / self.output) ** 0.5)
 
 

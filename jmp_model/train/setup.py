@@ -229,9 +229,9 @@ def _build_model(
         _start_from(module, read_checkpoint(config.init_from, with_optimizer=False), config.init_from)
         watcher.message(f"Started from the weights of {config.init_from}")
     if unfitted_scales(module):
-        _fit_scales(module, config, mixture, fabric)
+        batches = _fit_scales(module, config, mixture, fabric)
         count = sum(1 for _ in scale_factors(module))
-        watcher.message(f"Fitted {count} scale factors on {config.scale_batches} training batches")
+        watcher.message(f"Fitted {count} scale factors on {batches} training batches")
     return module
 
 
@@ -264,13 +264,14 @@ def _start_from(module: PretrainingModel, checkpoint: Checkpoint, where: Path) -
     module.load_state_dict(state, strict=False)
 
 
-def _fit_scales(module: PretrainingModel, config: PretrainConfig, mixture: Mixture, fabric: Fabric) -> None:
-    """Every rank fits on the same batches; rank 0's numbers count."""
+def _fit_scales(module: PretrainingModel, config: PretrainConfig, mixture: Mixture, fabric: Fabric) -> int:
+    """Every rank fits on the same batches, whose number is returned; rank 0's factors count."""
     stream = iter(training_stream(mixture, config.data.model_copy(update={"edge_dropout": 0.0}), seed=config.seed))
     batches = [batch.clone() for batch, _ in zip(stream, range(config.scale_batches), strict=False)]
     fitted = fabric.broadcast(fit_scale_factors(module, batches))
     for name, factor in scale_factors(module):
         factor.set(fitted[name])
+    return len(batches)
 
 
 def _build_step(

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from jmp_data.errors import ManifestError
 
-NUM_ELEMENTS = 119
-"""Length of a reference table: it is indexed by atomic number, 1 to 118."""
+NUM_ELEMENTS = 121
+"""Length of a reference table: it is indexed by atomic number, 1 to 120 as the embeddings."""
 
 
 @dataclass(frozen=True)

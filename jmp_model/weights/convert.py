@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -224,7 +225,11 @@ def _map_keys(file: ReleasedFile, tasks: Sequence[str], path: Path) -> KeyMap:
 
 
 def _check_scales(model: Mapping[str, Tensor], path: Path) -> None:
-    unfitted = [name for name, value in model.items() if name.endswith("scale_factor") and not bool(value != 0)]
+    scales = {name: float(value) for name, value in model.items() if name.endswith("scale_factor")}
+    broken = [name for name, value in scales.items() if not math.isfinite(value)]
+    if broken:
+        raise CheckpointError(f"{path}: {len(broken)} scale factors are no numbers, first {broken[0]}")
+    unfitted = [name for name, value in scales.items() if value == 0]
     if unfitted:
         raise CheckpointError(
             f"{path}: {len(unfitted)} scale factors were never fitted (0), first {unfitted[0]}; a model without its "

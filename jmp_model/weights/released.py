@@ -211,7 +211,7 @@ def _mapping(value: Any) -> Mapping[Any, Any]:
 
 
 def _first(value: Any) -> Mapping[Any, Any]:
-    return _mapping(value[0]) if isinstance(value, list) and value else {}
+    return _mapping(value[0]) if isinstance(value, list | tuple) and value else {}
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

@@ -44,16 +44,25 @@ class FittedScales:
     seed: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class _FirstBatches:
-    """The first training batches without edge dropout, read anew in every pass."""
+    """The first training batches without edge dropout, read anew in every pass.
+
+    Attributes:
+        count: how many there were in the last pass; an epoch may have fewer than the recipe asks for.
+    """
 
     mixture: Mixture
     config: PretrainConfig
+    count: int = 0
 
     def __iter__(self) -> Iterator[Any]:
         settings = self.config.data.model_copy(update={"edge_dropout": 0.0})
-        return islice(iter(training_stream(self.mixture, settings, seed=self.config.seed)), self.config.scale_batches)
+        stream = training_stream(self.mixture, settings, seed=self.config.seed)
+        self.count = 0
+        for batch in islice(iter(stream), self.config.scale_batches):
+            self.count += 1
+            yield batch
 
 
 def fit_scales(config: PretrainConfig, *, on_stage: Callable[[int, int], None] | None = None) -> FittedScales:
@@ -69,12 +78,13 @@ def fit_scales(config: PretrainConfig, *, on_stage: Callable[[int, int], None] |
     mixture = Mixture.load(config.mix)
     torch.manual_seed(config.seed)
     model = PretrainingModel(model_config(config), tasks=mixture.names)
-    fitted = fit_scale_factors(model, _FirstBatches(mixture, config), on_stage=on_stage)
+    batches = _FirstBatches(mixture, config)
+    fitted = fit_scale_factors(model, batches, on_stage=on_stage)
     return FittedScales(
         backbone=model.config.to_dict(),
         factors={name.removeprefix(_BACKBONE): value for name, value in fitted.items()},
         mixture_fingerprint=mixture.fingerprint,
-        batches=config.scale_batches,
+        batches=batches.count,
         batch_size=config.data.batch_size,
         seed=config.seed,
     )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.db import connect
 from ase.io import read, write
 
 from tests.cli.run_cli import run_here as run
@@ -58,6 +59,45 @@ def test_bad_input_is_one_line_and_leaves_no_file(folder: Path, tmp_path: Path) 
     assert "broken.extxyz" in broken.error_lines[0]
     assert "Traceback" not in broken.err
     assert {path.name for path in tmp_path.iterdir()} == {"broken.extxyz"}
+
+
+@pytest.mark.parametrize("name", ["out.db", "out.json", "out.traj", "out.extxyz"])
+def test_predictions_are_kept_whole_in_every_format(folder: Path, tmp_path: Path, name: str) -> None:
+    atoms = molecule("H2O")
+    atoms.info["label"] = "mine"
+    write(tmp_path / "in.traj", atoms)
+    done = run("jmp", "predict", tmp_path / "in.traj", "--from", folder, "--task", "metals", "--out", tmp_path / name)
+    assert done.code == 0, done.err
+    found = read(tmp_path / name)
+    assert isinstance(found, Atoms)
+    assert np.isfinite(found.get_potential_energy())
+    assert found.get_forces().shape == (3, 3)
+    info = connect(tmp_path / name).get(1).data if name.endswith(("db", "json")) else found.info
+    assert (info["label"], info["jmp_task"]) == ("mine", "metals")
+
+
+@pytest.mark.parametrize("name", ["out.cif", "POSCAR", "out", "out.db.gz", "out.nothing"])
+def test_formats_that_would_lose_predictions_are_refused_first(folder: Path, tmp_path: Path, name: str) -> None:
+    write(tmp_path / "in.xyz", molecule("H2O"))
+    done = run("jmp", "predict", tmp_path / "in.xyz", "--from", folder, "--task", "metals", "--out", tmp_path / name)
+    assert done.code == 1
+    assert "try .extxyz, .traj or .db" in done.error_lines[0]
+    assert {path.name for path in tmp_path.iterdir()} == {"in.xyz"}
+
+
+def test_files_without_structures_and_devices_that_are_not_there_are_named(folder: Path, tmp_path: Path) -> None:
+    with connect(tmp_path / "none.db") as database:
+        database.delete([database.write(molecule("H2O"))])
+    write(tmp_path / "in.xyz", molecule("H2O"))
+    common = ("--from", folder, "--task", "metals", "--out", tmp_path / "out.traj")
+    for arguments, message in (
+        ((tmp_path / "none.db",), "none.db: holds no structure"),
+        ((tmp_path / "in.xyz", "--device", "abacus"), "--device abacus"),
+    ):
+        done = run("jmp", "predict", *arguments, *common)
+        assert done.code == 1
+        assert len(done.error_lines) == 1
+        assert message in done.error_lines[0]
 
 
 def test_released_files_come_in_and_go_out(tmp_path: Path) -> None:
@@ -115,3 +155,6 @@ def test_fit_scales_writes_what_pretraining_fits(tmp_path: Path) -> None:
     assert len(factors) == 2 * 11 + 3 * 2
     assert all(0 < value < 1e3 for value in factors.values())
     assert json.loads((tmp_path / "scales.json").read_text())["factors"] == factors
+    again = run("jmp", "fit-scales", "--mix", mix, "--model", "tiny", "--out", tmp_path / "scales.json")
+    assert again.code == 1
+    assert "exists already" in again.error_lines[0]

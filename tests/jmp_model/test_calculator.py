@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +109,27 @@ def test_nothing_is_computed_twice(folder: Path, monkeypatch: pytest.MonkeyPatch
     atoms.get_potential_energy()
     assert runs[-1] == ["tags"]
     assert len(runs) == 3
+
+
+def test_tags_that_are_set_to_zero_count_though_ase_reads_unset_ones_as_zero(folder: Path) -> None:
+    atoms = small_crystal()
+    atoms.calc = JMPCalculator(folder, task="metals", dtype=torch.float64)
+    unset = atoms.get_potential_energy()
+    atoms.set_tags(0)
+    zero = atoms.copy()
+    zero.calc = JMPCalculator(folder, task="metals", dtype=torch.float64)
+    assert atoms.get_potential_energy() == zero.get_potential_energy() != unset
+
+
+def test_calculators_are_copied_and_pickled(folder: Path) -> None:
+    """Pools of processes hand calculators around."""
+    atoms = small_crystal()
+    atoms.calc = conservative(folder, "metals")
+    expected = atoms.get_potential_energy()
+    for again in (copy.deepcopy(atoms.calc), pickle.loads(pickle.dumps(atoms.calc))):
+        again.reset()
+        assert again.get_potential_energy(atoms) == expected
+        assert again.model.core is not atoms.calc.model.core
 
 
 def test_a_lone_atom_has_an_energy_and_no_force(folder: Path) -> None:

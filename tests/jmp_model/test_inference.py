@@ -88,6 +88,8 @@ def test_predict_streams_in_batches(model: JMPModel) -> None:
     assert [entry["energy"] for entry in found] == pytest.approx(whole["energy"].tolist(), rel=1e-12)
     assert np.concatenate([entry["forces"] for entry in found]) == pytest.approx(whole["forces"].numpy(), abs=1e-10)
     assert isinstance(found[0]["energy"], float)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        next(model.predict(structures, batch_size=0))
     assert found[1]["forces"].shape == (5, 3)
 
 
@@ -120,6 +122,24 @@ def test_elements_never_trained_are_named(model: JMPModel) -> None:
         model(molecule("H2O"))
 
 
+def test_elements_without_a_symbol_have_their_number(model: JMPModel) -> None:
+    """Embeddings go up to 120, symbols to 118."""
+    data = Data(pos=torch.tensor([[0.0, 0, 0], [0, 0, 1.5]]), atomic_numbers=torch.tensor([8, 120]), natoms=2)
+    with pytest.warns(UntrainedElementWarning, match="Z=120: never occurred"):
+        assert model(data)["energy"].isfinite().all()
+    data.atomic_numbers[1] = 121
+    with pytest.warns(UntrainedElementWarning), pytest.raises(InvalidStructureError, match="121"):
+        model(data)
+
+
+def test_where_a_structure_lies_does_not_matter_in_single_precision(folder: Path) -> None:
+    single = load_model(folder, task="molecules", forces="gradient")
+    here = some_molecule(1)
+    far = here.copy()
+    far.positions += [1e5, -3e4, 2e5]
+    assert torch.allclose(single(far)["forces"], single(here)["forces"], rtol=1e-4, atol=1e-6)
+
+
 def test_energies_without_references_are_said_to_be_relative(tmp_path: Path) -> None:
     bare = load_model(write_tiny(tmp_path / "bare", references=False), task="molecules")
     assert bare.find_task().energy_is_relative
@@ -143,6 +163,22 @@ def test_nothing_and_nonsense_are_refused(model: JMPModel, folder: Path, tmp_pat
             model(nonsense)
     with pytest.raises(InvalidStructureError):
         model(Atoms("H", [[np.nan, 0, 0]]))
+    with pytest.raises(InvalidStructureError, match="no atomic_numbers"):
+        model(Data(pos=torch.zeros(2, 3), z=torch.ones(2)))
+    mixed = Batch.from_data_list([as_data(molecule("CO")), as_data(molecule("CO"))])
+    mixed.batch = torch.tensor([0, 1, 0, 1])
+    with pytest.raises(InvalidStructureError, match="structure by structure"):
+        model(mixed)
+
+
+def test_half_precision_is_for_autocast(model: JMPModel, folder: Path) -> None:
+    """Positions in half precision would be off by hundredths of an ångström."""
+    with pytest.raises(ValueError, match="autocast"):
+        load_model(folder, dtype=torch.bfloat16)
+    single = load_model(folder, task="molecules")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = single(some_molecule(1))["forces"]
+    assert torch.allclose(half, single(some_molecule(1))["forces"], atol=0.03 * float(half.abs().max()))
 
 
 def test_missing_scale_factors_are_an_error(folder: Path, tmp_path: Path) -> None:

@@ -140,6 +140,8 @@ def test_arrays_are_read_only() -> None:
         ({"pbc": True}, "no_cell"),
         ({"pbc": True, "cell": np.ones((3, 3))}, "flat_cell"),
         ({"tags": [1]}, "shape"),
+        ({"tags": np.array([257, 2, 2])}, "dtype"),
+        ({"tags": np.array([-1, 2, 2])}, "dtype"),
     ],
 )
 def test_broken_structures_are_refused_with_a_reason(change: dict, code: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from jmp_data import Structure, write_dataset
 from jmp_data.errors import CheckpointError, ManifestError, UnsafePickleError
 from jmp_model.gemnet_oc.config import GemNetOCConfig
+from jmp_model.inspection import describe_checkpoint, open_for_inspection
 from jmp_model.model import PretrainingModel
 from jmp_model.presets import PRETRAINING_TASKS, preset
 from jmp_model.train.checkpoint import read_checkpoint, write_checkpoint
@@ -201,6 +202,15 @@ def _zero_scale(content: dict[str, Any]) -> None:
     content["state_dict"][name] = torch.tensor(0.0, dtype=torch.float64)
 
 
+def _unreal_scale(content: dict[str, Any]) -> None:
+    name = next(name for name in content["state_dict"] if name.endswith("scale_factor"))
+    content["state_dict"][name] = torch.tensor(float("nan"), dtype=torch.float64)
+
+
+def _unreal_size(content: dict[str, Any]) -> None:
+    content["hyper_parameters"]["backbone"]["emb_size_edge"] = 16.0
+
+
 def _other_width(content: dict[str, Any]) -> None:
     content["hyper_parameters"]["backbone"]["emb_size_edge"] = 32
 
@@ -235,6 +245,8 @@ def _other_buffer(content: dict[str, Any]) -> None:
     [
         (lambda c: _drop(c, "scale_factor"), "lacks scale factors: 1 tensors are missing"),
         (_zero_scale, "never fitted"),
+        (_unreal_scale, "1 scale factors are no numbers"),
+        (_unreal_size, "emb_size_edge = 16.0: must be a whole number"),
         (lambda c: _drop(c, "dense_ca.linear.weight"), "is of another model: 1 tensors are missing|cannot be matched"),
         (_other_width, "is of another model"),
         (_foreign_state, "not a JMP pre-training checkpoint|cannot be matched"),
@@ -254,6 +266,21 @@ def test_other_models_end_in_one_clear_line(tmp_path: Path, change: Any, message
     with pytest.raises(CheckpointError, match=message) as caught:
         import_released(file)
     assert "\n" not in str(caught.value)
+
+
+def test_averages_are_found_in_a_tuple_too(tmp_path: Path) -> None:
+    torch.save(changed(lambda c: c.update(optimizer_states=tuple(c["optimizer_states"]))), tmp_path / "tuple.pt")
+    assert import_released(tmp_path / "tuple.pt").checkpoint.average
+
+
+def test_files_in_which_every_row_of_the_embedding_was_trained_are_described(tmp_path: Path) -> None:
+    """Rows 119 and 120 belong to no element that has a symbol."""
+    state = parity_state()
+    rows = len(state["embedding.atom_embedding.weight"])
+    content = lightning_checkpoint(state, parity_settings(), trained=tuple(range(1, rows + 1)))
+    torch.save(content, tmp_path / "all.pt")
+    facts = describe_checkpoint(open_for_inspection(tmp_path / "all.pt"))
+    assert facts["elements"][-3:] == ["Og", "Z=119", "Z=120"]
 
 
 def test_files_without_averages_give_their_live_weights_on_request(tmp_path: Path) -> None:
