@@ -16,13 +16,18 @@ from torch import Tensor, nn
 
 from jmp_data.errors import CheckpointError
 
+_ROUNDING = 1e-9
+"""A variance that is smaller than this part of the mean square is rounding."""
+
 
 @dataclass
 class VarianceSums:
-    """Running sums of n·variance of a layer's output and of its reference, n being the rows of the output."""
+    """Running sums of n·variance and n·mean square of a layer's output and of its reference; n: rows of the output."""
 
     output: float = 0.0
     reference: float = 0.0
+    output_square: float = 0.0
+    reference_square: float = 0.0
 
     def add(self, output: Tensor, reference: Tensor, counts: Tensor | None) -> None:
         """Add one batch; fewer than two rows have no variance and add nothing."""
@@ -31,18 +36,21 @@ class VarianceSums:
             return
         self.output += output.shape[0] * mean_feature_variance(output)
         self.reference += output.shape[0] * mean_feature_variance(reference, counts)
+        self.output_square += output.shape[0] * mean_square(output)
+        self.reference_square += output.shape[0] * mean_square(reference, counts)
 
     def factor(self, name: str) -> float:
-        """√(reference/output).
+        """√(reference/output), of mean squares where all rows of the reference are equal, as atoms of one element are.
 
         Raises:
             CheckpointError: the layer saw nothing it could be fitted on.
         """
-        if not self.output > 0 or not self.reference > 0:
-            raise CheckpointError(
-                f"{name}: no variance to fit a scale on: the batches hold no such edges, or atoms of one element only"
-            )
-        return float((self.reference / self.output) ** 0.5)
+        output, reference = self.output, self.reference
+        if reference <= _ROUNDING * self.reference_square:
+            output, reference = self.output_square, self.reference_square
+        if not output > 0 or not reference > 0:
+            raise CheckpointError(f"{name}: nothing to fit a scale on: the batches hold no such edges")
+        return float((reference / output) ** 0.5)
 
 
 def mean_feature_variance(rows: Tensor, counts: Tensor | None = None) -> float:
@@ -58,6 +66,12 @@ def mean_feature_variance(rows: Tensor, counts: Tensor | None = None) -> float:
     weights = counts.to(rows.dtype)[:, None]
     mean = (weights * rows).sum(0) / weights.sum()
     return float(((weights * (rows - mean) ** 2).sum(0) / (weights.sum() - 1)).mean())
+
+
+def mean_square(rows: Tensor, counts: Tensor | None = None) -> float:
+    """Mean of the squares of all numbers (rows, features), row i counted `counts[i]` times."""
+    squares = rows.detach().double().square().mean(1)
+    return float(squares.mean() if counts is None else (counts * squares).sum() / counts.sum())
 
 
 class ScaleFactor(nn.Module):
@@ -182,7 +196,7 @@ def fit_scale_factors(
         Module name → fitted value, in module order.
 
     Raises:
-        CheckpointError: a layer saw no variance, for example because no structure has quadruplets.
+        CheckpointError: a layer saw nothing, for example because no structure has quadruplets.
     """
     factors = dict(scale_factors(model))
     for factor in factors.values():

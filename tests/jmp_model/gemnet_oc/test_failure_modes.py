@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import molecule
+from ase.build import fcc111, molecule
 
 from jmp_data.errors import InvalidStructureError
 from jmp_data.graphs import GraphSettings
@@ -46,6 +46,18 @@ def test_a_slab_with_all_tags_zero_has_no_quadruplets() -> None:
     slab.set_tags(np.zeros(len(slab)))
     inputs = make_inputs([slab])
     assert inputs.graphs.qint.num_edges == 0
+    energy, forces = tiny_model()(inputs)
+    assert energy.isfinite().all()
+    assert forces.isfinite().all()
+
+
+def test_quadruplet_edges_may_end_where_no_main_edge_does() -> None:
+    slab = fcc111("Cu", (5, 5, 2), vacuum=12.0)
+    slab.set_tags(0)
+    adsorbate = Atoms("Ar", [[2.0, 2.0, slab.positions[:, 2].max() + 7.0]], tags=[2], cell=slab.cell, pbc=True)
+    inputs = make_inputs([adsorbate + slab])
+    targets = inputs.graphs.qint.edge_index[1].unique()
+    assert not torch.isin(inputs.graphs.main.edge_index[0], targets).any()
     energy, forces = tiny_model()(inputs)
     assert energy.isfinite().all()
     assert forces.isfinite().all()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ase.build import bulk
 
 from jmp_data.errors import CheckpointError
 from jmp_model.gemnet_oc.scaling import (
     ScaleFactor,
+    VarianceSums,
     fit_scale_factors,
     mean_feature_variance,
     scale_factors,
@@ -16,7 +18,14 @@ from jmp_model.gemnet_oc.scaling import (
 )
 from jmp_model.model import PretrainingModel
 from jmp_model.presets import preset
-from tests.jmp_model.gemnet_oc.structures import make_inputs, some_crystal, some_molecule, some_slab, tiny_model
+from tests.jmp_model.gemnet_oc.structures import (
+    make_inputs,
+    rattled,
+    some_crystal,
+    some_molecule,
+    some_slab,
+    tiny_model,
+)
 
 
 @pytest.fixture
@@ -60,6 +69,17 @@ def test_fitting_in_stages_equals_fitting_one_by_one(unfitted: PretrainingModel)
 def test_fitting_says_when_there_is_nothing_to_fit_on(unfitted: PretrainingModel) -> None:
     with pytest.raises(CheckpointError, match="quad_interaction"):
         fit_scale_factors(unfitted, [make_inputs([some_molecule(1, "H2O")])])
+
+
+def test_atoms_of_one_element_are_fitted_by_their_mean_squares(unfitted: PretrainingModel) -> None:
+    copper = rattled(bulk("Cu", cubic=True) * (2, 1, 1), 1)
+    factors = fit_scale_factors(unfitted, [make_inputs([copper])])
+    assert all(0.01 < value < 100 for value in factors.values())
+
+    output, reference = torch.randn(50, 4), torch.full((60, 4), 3.0) + 1e-7 * torch.randn(60, 4)
+    sums = VarianceSums()
+    sums.add(output, reference, None)
+    assert sums.factor("layer") == pytest.approx(3.0 / float(output.square().mean().sqrt()), rel=1e-5)
 
 
 def test_weighted_variance_is_the_variance_of_repeated_rows() -> None:
