@@ -20,6 +20,7 @@ def build_files(
     settings: BuildSettings | None = None,
     workers: int = 1,
     report: Callable[[str], None] | None = None,
+    wanted: Sequence[str] = (),
     **declared: Any,
 ) -> list[Path]:
     """Build data sets from files of a user's own.
@@ -34,6 +35,7 @@ def build_files(
         settings: storage format, graphs, constants.
         workers: local processes.
         report: called with each guess, warning and note.
+        wanted: names of further targets to take; none beside energies and forces by default, else all.
         declared: entries of the manifest that are known, such as `units={"energy": "kcal/mol"}`.
 
     Returns:
@@ -46,7 +48,7 @@ def build_files(
     given = [files] if isinstance(files, str | Path) else list(files)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    proposal = propose_manifest([Path(file) for file in given], folder, name=name, **declared)
+    proposal = propose_manifest([Path(file) for file in given], folder, name=name, wanted=wanted, **declared)
     manifest = folder / f"{proposal.manifest.name}.yaml"
     write_atomic(manifest, manifest_text(proposal, manifest.name).encode())
     if report is not None:

@@ -42,13 +42,16 @@ class Proposal:
     further: dict[str, dict[str, str]]
 
 
-def propose_manifest(files: Sequence[Path], folder: Path, *, name: str = "", **declared: Any) -> Proposal:
+def propose_manifest(
+    files: Sequence[Path], folder: Path, *, name: str = "", wanted: Sequence[str] = (), **declared: Any
+) -> Proposal:
     """Look at files and propose a manifest.
 
     Args:
         files: data files, folders of them, and at most one CSV table of targets.
         folder: where the manifest will lie; its file names are relative to that.
         name: of the data set; made from the first file's name by default.
+        wanted: names of further targets to take; none beside energies and forces by default, else all.
         declared: entries of the manifest that are known and not to be guessed.
 
     Raises:
@@ -66,8 +69,13 @@ def propose_manifest(files: Sequence[Path], folder: Path, *, name: str = "", **d
     manifest = parse_own_manifest(start)
     inspection = inspect_data(manifest, folder)
     further = _find_targets(manifest, resolve(manifest, inspection), inspection)
-    if further and not manifest.targets and not _has_labels(manifest, inspection):
-        manifest, further = parse_own_manifest({**start, "targets": further}), {}
+    if wanted:
+        taken = {name: entry for name, entry in further.items() if name in wanted}
+    else:
+        taken = {} if _has_labels(manifest, inspection) else further
+    if taken and not manifest.targets:
+        manifest = parse_own_manifest({**start, "targets": taken})
+        further = {name: entry for name, entry in further.items() if name not in taken}
     choices = resolve(manifest, inspection)
     division = divide(manifest, inspection, folder, choices.force_sign)
     settled = parse_own_manifest(_write_out(manifest, inspection, choices, division, folder))

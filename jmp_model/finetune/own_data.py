@@ -86,7 +86,9 @@ def configure_files(
         raise ManifestError(f"{out}: already holds a run; go on with --resume, or choose another folder")
     if start is not None and not start.exists():
         raise MissingFileError(f"{start}: there is no checkpoint, run folder or released file of that name")
-    splits = prepare_own_data(files, out / DATA_FOLDER, report=watcher.message, **(declared or {}))
+    splits = prepare_own_data(
+        files, out / DATA_FOLDER, report=watcher.message, wanted=targets or (), **(declared or {})
+    )
     if task is None:
         task = own_task(open_dataset(splits["train"]), forces=forces or "gradient", targets=targets)
     for line in _defaults(task):

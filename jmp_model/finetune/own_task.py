@@ -84,7 +84,12 @@ _MILLI_FORCES = {"report_unit": "meV/Å", "report_scale": 1000}
 
 
 def prepare_own_data(
-    files: Sequence[Path], folder: Path, *, report: Callable[[str], None] | None = None, **declared: Any
+    files: Sequence[Path],
+    folder: Path,
+    *,
+    report: Callable[[str], None] | None = None,
+    wanted: Sequence[str] = (),
+    **declared: Any,
 ) -> dict[str, str]:
     """Files of one's own → checked data sets: train, val, test. Nothing is built twice.
 
@@ -92,6 +97,7 @@ def prepare_own_data(
         files: anything that `jmp-data build` reads, or one manifest of `jmp-data init-manifest`.
         folder: where the data sets go.
         report: called with each guess about units, signs and splits, and with what was set aside.
+        wanted: columns that will be learned, to be read where they are no energies or forces; a manifest names its own.
         declared: what is known, such as `units={"energy": "kcal/mol"}`.
 
     Returns:
@@ -105,7 +111,7 @@ def prepare_own_data(
     for file in files:
         if not file.exists():
             raise MissingFileError(f"{file}: no such file")
-    built = _build_in_turn(files, folder, report, declared)
+    built = _build_in_turn(files, folder, report, wanted, declared)
     splits = {path.name: str(path) for path in built}
     lacking = [name for name in ("train", "val") if name not in splits]
     if lacking:
@@ -118,12 +124,16 @@ def prepare_own_data(
 
 
 def _build_in_turn(
-    files: Sequence[Path], folder: Path, report: Callable[[str], None] | None, declared: Mapping[str, Any]
+    files: Sequence[Path],
+    folder: Path,
+    report: Callable[[str], None] | None,
+    wanted: Sequence[str],
+    declared: Mapping[str, Any],
 ) -> list[Path]:
     """Every rank of a run asks for the same data sets: the first builds them, the others find them built."""
     while True:
         try:
-            return _build(files, folder, report, declared)
+            return _build(files, folder, report, wanted, declared)
         except TargetLockedError:
             if int(os.environ.get("WORLD_SIZE", "1")) == 1:
                 raise
@@ -131,11 +141,15 @@ def _build_in_turn(
 
 
 def _build(
-    files: Sequence[Path], folder: Path, report: Callable[[str], None] | None, declared: Mapping[str, Any]
+    files: Sequence[Path],
+    folder: Path,
+    report: Callable[[str], None] | None,
+    wanted: Sequence[str],
+    declared: Mapping[str, Any],
 ) -> list[Path]:
     manifests = [file for file in files if file.suffix in (".yaml", ".yml")]
     if not manifests:
-        return build_files(files, folder, report=report, **declared)
+        return build_files(files, folder, report=report, wanted=wanted, **declared)
     if len(files) > 1 or declared:
         raise ManifestError(f"{manifests[0]}: a manifest says all about its files; write the rest into it")
     builds = plan_build([str(manifests[0])], manifests[0].parent, folder, settings=BuildSettings())

@@ -110,6 +110,13 @@ def test_own_manifest_units_and_targets(place: Path, tmp_path: Path) -> None:
     outcome = tune(place, tmp_path / "b", *data, "--unit", "energy=kcal/mol", "--unit", "forces=kcal/mol/Å", "--json")
     assert outcome.code == 0, outcome.err
     assert yaml.safe_load((tmp_path / "b/data/mine.yaml").read_text())["units"]["energy"] == "kcal/mol"
+    frames = ase.io.read(place / "mine.extxyz", ":")
+    for number, atoms in enumerate(frames):
+        atoms.info["gap"] = 0.1 * number
+    ase.io.write(tmp_path / "gaps.extxyz", frames)
+    outcome = tune(place, tmp_path / "c", "--data", tmp_path / "gaps.extxyz", *TINY, "--target", "gap", "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["test"].keys() == {"gap", "loss"}
 
 
 def test_seeds_and_folds_in_one_run(place: Path, tmp_path: Path) -> None:

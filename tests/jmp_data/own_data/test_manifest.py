@@ -131,6 +131,15 @@ def test_further_numbers_are_offered(tmp_path: Path) -> None:
     assert "targets: {}  # or, of what there is:\n#   gap: {}" in text
 
 
+def test_further_numbers_are_taken_where_they_are_wanted(tmp_path: Path) -> None:
+    files = write_variety(tmp_path)
+    (train, *_) = build_files(files["a.extxyz"], tmp_path / "out", wanted=["energy", "gap"])
+    assert {"energy", "forces", "gap"} <= {field.name for field in open_dataset(train).schema.targets}
+    proposal = propose_manifest([files["a.extxyz"]], tmp_path, wanted=["energy"])
+    assert list(proposal.manifest.targets) == []
+    assert list(proposal.further) == ["gap"]
+
+
 def test_names_of_published_sets_are_avoided(tmp_path: Path) -> None:
     ase.io.write(tmp_path / "qm9.extxyz", random_atoms(3))
     assert load_own_manifest(propose(tmp_path, tmp_path / "qm9.extxyz")).manifest.name == "my_qm9"
