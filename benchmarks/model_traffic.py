@@ -5,7 +5,7 @@
 Every operation of a forward and backward pass is counted: once, with the bytes of the tensors that it reads and writes
 (of a gather only the rows that it takes), and with the floating-point operations of matrix products. Views are no work.
 `original` is `reference_gemnet`, `ours` our training step, `ours, one block` the same with all atoms padded alike, as a
-compiled program needs. Counts are the same on every machine; how long they take is not said here.
+compiled program needs. Counts of a CPU, which cuts other blocks than a GPU; how long they take is not said here.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Traffic(TorchDispatchMode):
         """Run the operation and count it."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        packet = func.overloadpacket if hasattr(func, "overloadpacket") else func._overloadpacket
+        packet = func.overloadpacket
         if func.is_view or packet in _NO_WORK or packet is torch.ops.aten.detach:
             return out
         self.kernels += 1
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", choices=list(BATCHES), default=list(BATCHES))
     parser.add_argument("--structures", type=int, default=2)
     args = parser.parse_args()
-    print(f"{'batch':12} {'variant':16} {'kernels':>8} {'GB':>8} {'GFLOP':>8} {'bytes, original : this':>24}")
+    print(f"{'batch':12} {'variant':16} {'work':>8} {'GB':>8} {'GFLOP':>8} {'bytes, original : this':>24}")
     for batch in args.batches:
         original = None
         for variant in VARIANTS:

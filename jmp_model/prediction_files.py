@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ase.io import write
 from ase.io.formats import UnknownFileTypeError, filetype
 
 from jmp_data.errors import ManifestError, MissingFileError
@@ -56,18 +57,12 @@ def write_predictions(target: Path, frames: Sequence[Atoms]) -> None:
         if kind in _DATABASES:
             _write_database(partial, kind, frames)
         else:
-            _write_frames(partial, kind, frames)
+            write(partial, frames, format=kind)
         partial.replace(target)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ManifestError(f"{target}: ASE cannot write it ({type(error).__name__}: {error}); {_ADVICE}") from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _write_frames(path: Path, kind: str, frames: Sequence[Atoms]) -> None:
-    from ase.io import write
-
-    write(path, frames, format=kind)
 
 
 def _write_database(path: Path, kind: str, frames: Sequence[Atoms]) -> None:

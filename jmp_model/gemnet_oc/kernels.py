@@ -29,7 +29,7 @@ from jmp_model.gemnet_oc.angular import (
 )
 from jmp_model.gemnet_oc.bases import Bases
 from jmp_model.gemnet_oc.config import Collinear
-from jmp_model.gemnet_oc.ragged import BlockedLayout, pick, spread, sum_by_group
+from jmp_model.gemnet_oc.ragged import BlockedLayout, marked, pick, spread, sum_by_group
 from jmp_model.gemnet_oc.single_dihedrals import SingleTerms, single_terms
 from jmp_model.gemnet_oc.topology import QuadrupletTopology, TargetSorted, Topology
 
@@ -299,8 +299,7 @@ def _closing_edges(quads: QuadrupletTopology) -> tuple[Tensor, Tensor]:
     """For all (output places, Dq): flat place (qint edge, input slot) of the edge that closes, and whether one does."""
     shape = quads.output_layout.num_slots, quads.slots.width
     at = spread(quads.closing_input, quads.closing_place, shape[0] * shape[1])
-    closes = torch.zeros_like(at, dtype=torch.bool).index_fill_(0, quads.closing_place, True)
-    return at.view(shape), closes.view(shape)
+    return at.view(shape), marked(quads.closing_place, len(at)).view(shape)
 
 
 def _on_edges(layout: BlockedLayout, sides: Sequence[_OuterSide]) -> tuple[Tensor, Azimuths]:

@@ -28,6 +28,11 @@ def group_ranks(groups: Tensor, counts: Tensor) -> Tensor:
     return torch.arange(groups.shape[0], device=groups.device) - first[groups]
 
 
+def marked(index: Tensor, size: int) -> Tensor:
+    """(size,) bool, true at the given places."""
+    return torch.zeros(size, dtype=torch.bool, device=index.device).index_fill_(0, index, True)
+
+
 @dataclass(frozen=True)
 class PaddedLayout:
     """Where each row of a list sorted by group lies in a padded block.
@@ -66,8 +71,7 @@ class PaddedLayout:
 
     def mask(self) -> Tensor:
         """(num_groups, width) bool, true where there is a row."""
-        flat = torch.zeros(self.num_groups * self.width, dtype=torch.bool, device=self.slot.device)
-        return flat.index_fill_(0, self.slot, True).view(self.num_groups, self.width)
+        return marked(self.slot, self.num_groups * self.width).view(self.num_groups, self.width)
 
 
 @dataclass(frozen=True)
@@ -117,8 +121,7 @@ class BlockedLayout:
 
     def mask(self) -> Tensor:
         """(num_slots,) bool, true where there is a row."""
-        flat = torch.zeros(self.num_slots, dtype=torch.bool, device=self.slot.device)
-        return flat.index_fill_(0, self.slot, True)
+        return marked(self.slot, self.num_slots)
 
 
 def runs_of_like_size(counts: np.ndarray, run_cost: float) -> list[int]:

@@ -18,14 +18,15 @@ from torch import Tensor
 from jmp_data.errors import InvalidStructureError
 from jmp_model.gemnet_oc.config import Symmetrization
 from jmp_model.gemnet_oc.graphs import EdgeSet, Graphs
-from jmp_model.gemnet_oc.ragged import BlockedLayout, PaddedLayout, group_counts, runs_of_like_size
+from jmp_model.gemnet_oc.ragged import BlockedLayout, PaddedLayout, group_counts, marked, runs_of_like_size
 
 # Offsets and their differences pack into 3 × 10 bits below the atom index of one int64 key.
 _OFFSET_LIMIT = 256
 _BITS = 10
 
 _RUN_COST: dict[str, float] = {"cpu": 8_000, "cuda": 200_000}
-"""What one more block costs in operations, as a number of pairs of places: see `runs_of_like_size`."""
+"""What one more block costs in operations, as a number of pairs of places: see `runs_of_like_size`. Measured on a CPU,
+where it hardly matters (docs/model-speed.md); for a GPU an estimate."""
 
 
 @dataclass(frozen=True)
@@ -266,18 +267,14 @@ def _numbers_of(present: Tensor) -> Tensor:
     return torch.where(present, torch.cumsum(present, 0) - 1, -1)
 
 
-def _marked(rows: Tensor, num_rows: int) -> Tensor:
-    """(num_rows,) bool, true at the given rows."""
-    return torch.zeros(num_rows, dtype=torch.bool, device=rows.device).index_fill_(0, rows, True)
-
-
 def _build_quadruplets(edges: EdgeSet, main: TargetSorted, rows: AtomRows) -> QuadrupletTopology:
     qint, _ = TargetSorted.of(edges, rows.row)
     packed = pack_offsets(qint.cell_offsets)
-    main_row, num_atoms = rows.row[main.target], rows.row.shape[0]
+    main_row, from_row, to_row = rows.row[main.target], rows.row[qint.source], rows.row[qint.target]
+    num_atoms = rows.row.shape[0]
 
-    source_numbers = _numbers_of(_marked(rows.row[qint.source], num_atoms))
-    source_row = source_numbers[rows.row[qint.source]]
+    source_numbers = _numbers_of(marked(from_row, num_atoms))
+    source_row = source_numbers[from_row]
     input_edges = torch.nonzero(source_numbers[main_row] >= 0).view(-1)
     input_layout = PaddedLayout.of(source_numbers[main_row[input_edges]], int(source_numbers.max()) + 1)
     num_inputs = input_layout.num_groups * input_layout.width
@@ -285,10 +282,10 @@ def _build_quadruplets(edges: EdgeSet, main: TargetSorted, rows: AtomRows) -> Qu
     reverse_keys = (qint.target << 3 * _BITS) - packed
     input_mask = input_layout.mask()[source_row] & (input_keys[source_row] != reverse_keys[:, None])
 
-    is_target = _marked(rows.row[qint.target], num_atoms)
+    is_target = marked(to_row, num_atoms)
     numbers = _numbers_of(is_target)
     sizes = [int(part.sum()) for part in torch.split(is_target.cpu(), list(rows.sizes))]
-    slots = PaddedLayout.of(numbers[rows.row[qint.target]], sum(sizes))
+    slots = PaddedLayout.of(numbers[to_row], sum(sizes))
     output_edges = torch.nonzero(numbers[main_row] >= 0).view(-1)
     output_row = numbers[main_row[output_edges]]
     output_layout = BlockedLayout.of(output_row, [size for size in sizes if size])
