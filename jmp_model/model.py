@@ -19,7 +19,7 @@ from jmp_model.gemnet_oc.fused import plain_layers
 from jmp_model.gemnet_oc.graphs import ModelInputs
 from jmp_model.gemnet_oc.topology import Topology
 from jmp_model.heads.force_scale import ForceScale
-from jmp_model.heads.pretraining import PretrainingHeads
+from jmp_model.heads.pretraining import OwnRows, PretrainingHeads
 from jmp_model.heads.readout import gradient_forces
 from jmp_model.presets import PRETRAINING_TASKS
 
@@ -96,7 +96,11 @@ class PretrainingModel(_AtomisticModel):
                 of the others are zero: all that a loss masked by task can see, for a quarter of the work.
         """
         inputs = as_inputs(batch)
-        return Predictions(*self.output(self._features(inputs, topology), inputs, task_index))
+        own = None
+        if task_index is not None:
+            topology = topology or self.backbone.topology(inputs)
+            own = OwnRows.of(task_index, len(self.tasks), inputs, topology)
+        return Predictions(*self.output(self._features(inputs, topology), inputs, own))
 
 
 class FineTuningModel(_AtomisticModel):

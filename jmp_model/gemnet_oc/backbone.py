@@ -67,15 +67,10 @@ class GemNetOC(nn.Module):
         Args:
             h: (N, A) atom embeddings.
             inputs: positions and graphs.
-            topology: `build_topology(inputs.graphs, N)`, if it is at hand already.
+            topology: that of the inputs, if it is at hand already.
         """
         if topology is None:
-            topology = build_topology(
-                inputs.graphs,
-                inputs.positions.shape[0],
-                symmetrization=self.config.symmetrization,
-                one_block=self.one_block,
-            )
+            topology = self.topology(inputs)
         geometry = measure(topology, inputs.positions, inputs.cell, inputs.batch)
         kernels = build_kernels(self.bases, topology, geometry, collinear=self.config.collinear)
         m = self.bases.edge_emb(h, kernels.radial, topology.main.source, topology.main.target)
@@ -92,6 +87,15 @@ class GemNetOC(nn.Module):
             edge_features=self.out_mlp_F(edge_parts) if edge_parts else None,
             vectors=geometry.main_vector,
             topology=topology,
+        )
+
+    def topology(self, inputs: ModelInputs) -> Topology:
+        """Index structure of a batch, as `forward` reads it."""
+        return build_topology(
+            inputs.graphs,
+            inputs.positions.shape[0],
+            symmetrization=self.config.symmetrization,
+            one_block=self.one_block,
         )
 
     def _run(self, block: Callable[..., Any], *args: Any) -> Any:

@@ -79,7 +79,7 @@ def select_task(energy: Tensor, forces: Tensor, targets: NormalizedTargets) -> t
         targets: tells the task of each structure and the structure of each atom.
 
     Returns:
-        (B,) and (N, 3). Heads that no structure picks still get a gradient, of exact zeros.
+        (B,) and (N, 3).
     """
     task = targets.task
     of_atom = task[targets.batch][:, None, None].expand(-1, 3, 1)

@@ -1,8 +1,8 @@
 """One optimiser step of the published recipe, in its exact order: run by the training loop and by the parity replay.
 
-1. Forward in training mode, all heads on every structure. 2. Loss over the global batch. 3. Backward; every parameter
-gets a gradient. 4. Gradients of shared bases are divided. 5. Clipping. 6. AdamW. 7. Weight average. 8. The schedule
-moves on.
+1. Forward in training mode, on each structure the heads of its task, which is all that its loss reads. 2. Loss over the
+global batch. 3. Backward; every parameter gets a gradient. 4. Gradients of shared bases are divided. 5. Clipping.
+6. AdamW. 7. Weight average. 8. The schedule moves on.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class OptimizerStep:
         return Denominators(structures, atoms)
 
     def _backward(self, micro: MicroBatch, denominators: Denominators) -> TaskSums:
-        out = self.forward(micro.inputs)
+        out = self.forward(micro.inputs, task_index=micro.targets.task)
         energy, forces = select_task(out.energy, out.forces, micro.targets)
         losses = structure_losses(energy, forces, micro.targets, self.weights)
         # Data-parallel strategies average gradients over ranks; the loss is a sum over ranks.

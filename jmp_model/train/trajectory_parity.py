@@ -177,11 +177,16 @@ class _Recorder:
 
     def run(self, number: int, micro: MicroBatch) -> None:
         """Do one step, looking at gradients after each stage."""
-        row: dict[str, Array] = {}
-        handle = self.model.register_forward_hook(lambda _m, _i, out: row.update(_outputs(out)))
+        row = self._all_heads(micro)
         report = self.step(number, [micro], on_stage=lambda stage: row.update(self._look(stage)))
-        handle.remove()
         self.rows.append(row | _reported(report))
+
+    def _all_heads(self, micro: MicroBatch) -> dict[str, Array]:
+        """What every head says before the step, which itself evaluates those of each structure's task only."""
+        self.model.train()
+        with torch.no_grad():
+            out = self.model(micro.inputs)
+        return {"energy_out": out.energy.numpy(), "forces_out": out.forces.numpy()}
 
     def _look(self, stage: Stage) -> dict[str, Array]:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -224,10 +229,6 @@ class _Recorder:
                 [self.step.shared_divisors.get(name, 1) for name in expected["shared_names"].tolist()], np.float64
             )
         return found
-
-
-def _outputs(out: Any) -> dict[str, Array]:
-    return {"energy_out": out.energy.detach().numpy(), "forces_out": out.forces.detach().numpy()}
 
 
 def _reported(report: StepReport) -> dict[str, Array]:

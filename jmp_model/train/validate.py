@@ -43,7 +43,7 @@ def validate(
         for batch in stream:
             of_task = torch.full_like(batch.natoms, task)
             targets = normalizer.normalize(batch, task=of_task).to(fabric.device)
-            out = forward(stream.attach_graphs(fabric.to_device(batch)))
+            out = forward(stream.attach_graphs(fabric.to_device(batch)), task_index=targets.task)
             energy, forces = select_task(out.energy, out.forces, targets)
             losses = structure_losses(energy, forces, targets, weights)
             total += task_sums(energy, forces, targets, losses, num_tasks=num_tasks, force_loss=weights.force_loss)
