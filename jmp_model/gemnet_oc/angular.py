@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -37,12 +38,14 @@ def legendre_basis(cosine: Tensor, num_spherical: int) -> Tensor:
     Returns:
         (..., num_spherical).
     """
-    polynomials = [torch.ones_like(cosine), cosine]
+    norms = [math.sqrt((2 * order + 1) / (4 * math.pi)) for order in range(num_spherical)]
+    values = [torch.full_like(cosine, norms[0]), cosine * (norms[0] * math.sqrt(3))]
     for order in range(2, num_spherical):
-        p1, p2 = polynomials[-1], polynomials[-2]
-        polynomials.append(((2 * order - 1) * cosine * p1 - (order - 1) * p2) / order)
-    norms = cosine.new_tensor([math.sqrt((2 * order + 1) / (4 * math.pi)) for order in range(num_spherical)])
-    return torch.stack(polynomials[:num_spherical], dim=-1) * norms
+        # l·P_l = (2l − 1)·x·P_{l−1} − (l − 1)·P_{l−2}, with the norms within the factors.
+        gain = (2 * order - 1) / order * norms[order] / norms[order - 1]
+        loss = (order - 1) / order * norms[order] / norms[order - 2]
+        values.append(torch.add(cosine * values[-1], values[-2], alpha=-loss / gain) * gain)
+    return torch.stack(values[:num_spherical], dim=-1)
 
 
 def legendre_outer(cosine: Tensor, cosine_dihedral: Tensor, num_spherical: int) -> Tensor:
@@ -136,6 +139,16 @@ def dihedral_series(num_spherical: int) -> np.ndarray:
     return series
 
 
+@lru_cache(maxsize=16)
+def _output_constants(num_spherical: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Series coefficients of each azimuthal term, (S, 2S − 1), and Y_j(cos π/2), (S,): sent once, not in every pass."""
+    series = dihedral_series(num_spherical)
+    of_terms = np.concatenate([series[:, :1], series[:, 1:].repeat(2, axis=1)], axis=1)
+    right_angle = series @ np.cos(np.arange(num_spherical) * math.pi / 2)
+    with torch.inference_mode(False):
+        return torch.tensor(of_terms, dtype=dtype, device=device), torch.tensor(right_angle, dtype=dtype, device=device)
+
+
 def dihedral_input_terms(azimuth: Azimuths) -> Tensor:
     """Factor of the inner side d: (..., 2S), the azimuthal terms and a last one that marks collinear atoms."""
     return torch.cat([azimuth.terms, azimuth.collinear[..., None].to(azimuth.terms.dtype)], dim=-1)
@@ -143,10 +156,8 @@ def dihedral_input_terms(azimuth: Azimuths) -> Tensor:
 
 def dihedral_output_terms(azimuth: Azimuths, num_spherical: int) -> Tensor:
     """Factor of the outer side c: (..., S, 2S); contracting its last axis with the inner side gives Y_j(cos θ)."""
-    series = azimuth.terms.new_tensor(dihedral_series(num_spherical))
-    right_angle = legendre_basis(azimuth.terms.new_zeros(()), num_spherical)
-    spread_over_terms = torch.cat([series[:, :1], series[:, 1:].repeat_interleave(2, dim=1)], dim=1)
-    regular = azimuth.terms[..., None, :] * spread_over_terms
+    of_terms, right_angle = _output_constants(num_spherical, azimuth.terms.dtype, azimuth.terms.device)
+    regular = azimuth.terms[..., None, :] * of_terms
     collinear = azimuth.collinear[..., None].to(azimuth.terms.dtype)
     first = regular[..., :1] + (collinear * right_angle)[..., None]
     last = right_angle.expand(regular.shape[:-1])[..., None]

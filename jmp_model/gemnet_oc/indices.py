@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jmp_model.gemnet_oc.ragged import PaddedLayout
+from jmp_model.gemnet_oc.ragged import GroupCounts, PaddedLayout
 from jmp_model.gemnet_oc.topology import TargetSorted, Topology
 
 
@@ -49,7 +49,8 @@ def _pairs(outer: Tensor, inner: Tensor, excluded: Tensor) -> Triplets:
 
 def _table(edges: TargetSorted, topology: Topology) -> Tensor:
     """(N, width) edges at each row of atoms, −1 where there is none."""
-    return PaddedLayout.of(topology.atom_row[edges.target], topology.num_atoms).table()
+    rows = topology.atom_row[edges.target]
+    return PaddedLayout.of(rows, GroupCounts.of(rows, topology.num_atoms)).table()
 
 
 def _same_image(outer: Tensor, inner: Tensor, topology: Topology) -> Tensor:

@@ -22,10 +22,30 @@ def group_counts(groups: Tensor, num_groups: int) -> Tensor:
     )
 
 
-def group_ranks(groups: Tensor, counts: Tensor) -> Tensor:
-    """Running number of each row within its group; `groups` must be sorted."""
-    first = torch.cumsum(counts, 0) - counts
-    return torch.arange(groups.shape[0], device=groups.device) - first[groups]
+@dataclass(frozen=True)
+class GroupCounts:
+    """Number of rows in each group, (num_groups,), where the rows are and on the host."""
+
+    on_device: Tensor
+    on_host: np.ndarray
+
+    @classmethod
+    def of(cls, groups: Tensor, num_groups: int) -> GroupCounts:
+        """Count; one transfer to the host."""
+        counts = group_counts(groups, num_groups)
+        return cls(counts, counts.cpu().numpy())
+
+    def slots(self, groups: Tensor, first: Tensor) -> Tensor:
+        """Places of rows whose (sorted) groups are given, if each group's places begin at `first`, (num_groups,)."""
+        first_row = torch.cumsum(self.on_device, 0) - self.on_device
+        return torch.arange(groups.shape[0], device=groups.device) + (first - first_row)[groups]
+
+
+def chosen(mask: Tensor, count: int) -> Tensor:
+    """(count,) indices of the true entries, ascending; without a device synchronisation, as their number is known."""
+    place = torch.where(mask, torch.cumsum(mask, 0) - 1, count)
+    index = torch.empty(count + 1, dtype=torch.long, device=mask.device)
+    return index.scatter_(0, place, torch.arange(mask.shape[0], device=mask.device))[:count]
 
 
 def marked(index: Tensor, size: int) -> Tensor:
@@ -48,11 +68,11 @@ class PaddedLayout:
     width: int
 
     @classmethod
-    def of(cls, groups: Tensor, num_groups: int) -> PaddedLayout:
+    def of(cls, groups: Tensor, counts: GroupCounts) -> PaddedLayout:
         """Lay out rows whose (sorted) groups are given."""
-        counts = group_counts(groups, num_groups)
-        width = max(1, int(counts.max())) if num_groups else 1
-        return cls(slot=groups * width + group_ranks(groups, counts), num_groups=num_groups, width=width)
+        num_groups, width = len(counts.on_host), max(1, int(counts.on_host.max(initial=0)))
+        first = torch.arange(0, num_groups * width, width, device=groups.device)
+        return cls(slot=counts.slots(groups, first), num_groups=num_groups, width=width)
 
     def pad(self, rows: Tensor) -> Tensor:
         """Map (rows, *rest) to (num_groups, width, *rest), zeros where there is no row."""
@@ -89,17 +109,15 @@ class BlockedLayout:
     shapes: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, groups: Tensor, sizes: Sequence[int]) -> BlockedLayout:
+    def of(cls, groups: Tensor, counts: GroupCounts, sizes: Sequence[int]) -> BlockedLayout:
         """Lay out rows whose (sorted) groups are given; `sizes` are the numbers of groups in each block."""
-        num_groups = sum(sizes)
-        counts = group_counts(groups, num_groups)
-        on_host = counts.cpu().numpy()
-        parts = np.split(on_host, np.cumsum(sizes)[:-1])
+        parts = np.split(counts.on_host, np.cumsum(sizes)[:-1])
         widths = [max(1, int(part.max(initial=0))) for part in parts]
-        width = np.repeat(widths, sizes)
-        first = torch.as_tensor(np.cumsum(width) - width, device=groups.device)
-        slot = first[groups] + group_ranks(groups, counts)
-        return cls(slot=slot, shapes=tuple(zip(sizes, widths, strict=True)))
+        first, start = [], 0
+        for size, width in zip(sizes, widths, strict=True):
+            first.append(torch.arange(start, start + size * width, width, device=groups.device))
+            start += size * width
+        return cls(slot=counts.slots(groups, torch.cat(first)), shapes=tuple(zip(sizes, widths, strict=True)))
 
     @property
     def num_slots(self) -> int:

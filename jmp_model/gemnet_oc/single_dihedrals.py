@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jmp_model.gemnet_oc.angular import CLAMP, Azimuths, dihedral_angles, legendre_basis
 from jmp_model.gemnet_oc.config import Collinear
-from jmp_model.gemnet_oc.ragged import PaddedLayout
+from jmp_model.gemnet_oc.ragged import GroupCounts, PaddedLayout
 from jmp_model.gemnet_oc.topology import QuadrupletTopology
 
 NEAR_SINE = 0.1
@@ -88,7 +88,8 @@ def _near_axis(quads: QuadrupletTopology, inner: Azimuths, outer: Azimuths) -> t
     qint, slot = torch.nonzero(near_inner, as_tuple=True)
     atom = torch.div(quads.slots.slot[qint], quads.slots.width, rounding_mode="floor")
     place = quads.slots.slot[qint] % quads.slots.width
-    table = PaddedLayout.of(quads.output_row, quads.slots.num_groups).table()[atom]
+    counts = GroupCounts.of(quads.output_row, quads.slots.num_groups)
+    table = PaddedLayout.of(quads.output_row, counts).table()[atom]
     second, column = torch.nonzero(table >= 0, as_tuple=True)
     row, place, slot = table[second, column], place[second], slot[second]
     other = quads.output_mask[row, place] & ~near_outer[row, place]

@@ -10,15 +10,24 @@ Dq of qint edges at one target; Q qint edges; Na atoms that have a qint edge.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from jmp_data.errors import InvalidStructureError
 from jmp_model.gemnet_oc.config import Symmetrization
-from jmp_model.gemnet_oc.graphs import EdgeSet, Graphs
-from jmp_model.gemnet_oc.ragged import BlockedLayout, PaddedLayout, group_counts, marked, runs_of_like_size
+from jmp_model.gemnet_oc.graphs import GRAPH_NAMES, EdgeSet, Graphs
+from jmp_model.gemnet_oc.ragged import (
+    BlockedLayout,
+    GroupCounts,
+    PaddedLayout,
+    chosen,
+    group_counts,
+    runs_of_like_size,
+)
 
 # Offsets and their differences pack into 3 × 10 bits below the atom index of one int64 key.
 _OFFSET_LIMIT = 256
@@ -31,25 +40,23 @@ where it hardly matters (docs/model-speed.md); for a GPU an estimate."""
 
 @dataclass(frozen=True)
 class AtomRows:
-    """Rows of atoms in blocks.
+    """Rows of atoms, those with most main edges first, in blocks.
 
     Attributes:
         row: (N,) int64 row of each atom.
         sizes: number of rows in each block.
+        main, a2ee2a, qint_in, pairs: numbers of main edges, a2ee2a edges, qint edges and different sources of
+            atom-atom messages that end in each row.
+        qint_out: number of qint edges that start in each row.
     """
 
     row: Tensor
     sizes: tuple[int, ...]
-
-    @classmethod
-    def by_degree(cls, target: Tensor, num_atoms: int, *, one_block: bool) -> AtomRows:
-        """Atoms in descending order of their number of edges."""
-        counts, order = torch.sort(group_counts(target, num_atoms), descending=True, stable=True)
-        row = torch.empty_like(order).scatter_(0, order, torch.arange(num_atoms, device=order.device))
-        if one_block:
-            return cls(row, (num_atoms,))
-        cost = _RUN_COST.get(target.device.type, _RUN_COST["cuda"])
-        return cls(row, tuple(runs_of_like_size(counts.cpu().numpy(), cost)))
+    main: GroupCounts
+    a2ee2a: GroupCounts
+    qint_in: GroupCounts
+    qint_out: GroupCounts
+    pairs: GroupCounts
 
 
 @dataclass(frozen=True)
@@ -169,10 +176,20 @@ def symmetrize(edges: EdgeSet, *, rule: Symmetrization = "reference") -> tuple[E
     Returns:
         The symmetric edges, kept ones first and then their reverses, and (E,) the index of each edge's reverse.
     """
+    forward = _points_forward(edges)
+    return _symmetric(edges, forward, int(forward.sum()), rule)
+
+
+def _points_forward(edges: EdgeSet) -> Tensor:
+    """(E0,) bool, false for the edges that are another's reverse by the rule of the reference."""
+    source, target = edges.edge_index
+    forward: Tensor = (source < target) | ((source == target) & (pack_offsets(edges.cell_offsets.long()) < 0))
+    return forward
+
+
+def _symmetric(edges: EdgeSet, forward: Tensor, num_forward: int, rule: Symmetrization) -> tuple[EdgeSet, Tensor]:
     offsets = edges.cell_offsets.long()
     source, target = edges.edge_index.long()
-    packed = pack_offsets(offsets)
-    forward = (source < target) | ((source == target) & (packed < 0))
     if rule == "symmetric":
         flip = ~forward
         source, target = torch.where(flip, target, source), torch.where(flip, source, target)
@@ -181,7 +198,8 @@ def symmetrize(edges: EdgeSet, *, rule: Symmetrization = "reference") -> tuple[E
         table = torch.unique(table, dim=0) if len(table) else table
         target, source, offsets = table[:, 0], table[:, 1], table[:, 2:]
     else:
-        source, target, offsets = source[forward], target[forward], offsets[forward]
+        kept_edges = chosen(forward, num_forward)
+        source, target, offsets = source[kept_edges], target[kept_edges], offsets[kept_edges]
     kept = source.shape[0]
     both = EdgeSet(
         torch.stack([torch.cat([source, target]), torch.cat([target, source])]), torch.cat([offsets, -offsets])
@@ -204,21 +222,22 @@ def build_topology(
     Raises:
         InvalidStructureError: an edge names an atom that is not there, or a cell offset is absurdly large.
     """
-    for name in ("main", "a2a", "a2ee2a", "qint"):
-        _check_edges(name, getattr(graphs, name), num_atoms)
-    symmetric, swap = symmetrize(graphs.main, rule=symmetrization)
-    rows = AtomRows.by_degree(symmetric.edge_index[1], num_atoms, one_block=one_block)
-    main, order = TargetSorted.of(symmetric, rows.row)
+    forward = _points_forward(graphs.main)
+    num_forward = _check_edges(graphs, num_atoms, forward)
+    symmetric, swap = _symmetric(graphs.main, forward, num_forward, symmetrization)
+    by_degree = torch.argsort(group_counts(symmetric.edge_index[1], num_atoms), descending=True, stable=True)
+    row = torch.empty_like(by_degree).scatter_(0, by_degree, torch.arange(num_atoms, device=by_degree.device))
+    main, order = TargetSorted.of(symmetric, row)
     position = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
-    main_blocks = BlockedLayout.of(rows.row[main.target], rows.sizes)
-    a2ee2a, _ = TargetSorted.of(graphs.a2ee2a, rows.row)
-    a2ee2a_blocks = BlockedLayout.of(rows.row[a2ee2a.target], rows.sizes)
-    a2a, _ = TargetSorted.of(graphs.a2a, rows.row)
-    pair_keys, pair_of_a2a = torch.unique(rows.row[a2a.target] * num_atoms + a2a.source, return_inverse=True)
-    pair_row = torch.div(pair_keys, max(num_atoms, 1), rounding_mode="floor")
+    a2a, pair_of_a2a, is_new_pair = _group_pairs(graphs.a2a, row)
+    rows = _count_edges(row, main, graphs, a2a, is_new_pair, one_block=one_block)
+    main_blocks = BlockedLayout.of(row[main.target], rows.main, rows.sizes)
+    a2ee2a, _ = TargetSorted.of(graphs.a2ee2a, row)
+    a2ee2a_blocks = BlockedLayout.of(row[a2ee2a.target], rows.a2ee2a, rows.sizes)
+    first_of_pair = chosen(is_new_pair, int(rows.pairs.on_host.sum()))
     return Topology(
         num_atoms=num_atoms,
-        atom_row=rows.row,
+        atom_row=row,
         main=main,
         main_swap=position[swap[order]],
         main_blocks=main_blocks,
@@ -227,24 +246,51 @@ def build_topology(
         same_image=_same_image(main, main_blocks, a2ee2a, a2ee2a_blocks),
         a2a=a2a,
         pair_of_a2a=pair_of_a2a,
-        pair_source=pair_keys - pair_row * num_atoms,
-        pair_blocks=BlockedLayout.of(pair_row, rows.sizes),
+        pair_source=a2a.source[first_of_pair],
+        pair_blocks=BlockedLayout.of(row[a2a.target[first_of_pair]], rows.pairs, rows.sizes),
         quads=_build_quadruplets(graphs.qint, main, rows) if graphs.qint.num_edges else None,
     )
 
 
-def _check_edges(name: str, edges: EdgeSet, num_atoms: int) -> None:
-    if edges.num_edges == 0:
-        return
-    low, high = edges.edge_index.aminmax()
-    if int(low) < 0 or int(high) >= num_atoms:
-        raise InvalidStructureError(
-            f"{name} edges name atom {int(high)} (or {int(low)}), the batch has {num_atoms} atoms"
-        )
-    if int(edges.cell_offsets.abs().max()) >= _OFFSET_LIMIT:
-        raise InvalidStructureError(
-            f"{name} edges have cell offsets of {_OFFSET_LIMIT} or more: wrap the positions first"
-        )
+def _check_edges(graphs: Graphs, num_atoms: int, forward: Tensor) -> int:
+    """Check all four edge sets, with one transfer to the host; returns the number of `forward` edges too."""
+    named = [(name, edges) for name in GRAPH_NAMES if (edges := getattr(graphs, name)).num_edges]
+    bounds = [(*edges.edge_index.aminmax(), edges.cell_offsets.abs().max()) for _, edges in named]
+    num_forward, *flat = torch.stack([forward.sum(), *(bound.long() for bound in itertools.chain(*bounds))]).tolist()
+    for (name, _), low, high, offset in zip(named, flat[::3], flat[1::3], flat[2::3], strict=True):
+        if low < 0 or high >= num_atoms:
+            raise InvalidStructureError(f"{name} edges name atom {high} (or {low}), the batch has {num_atoms} atoms")
+        if offset >= _OFFSET_LIMIT:
+            raise InvalidStructureError(
+                f"{name} edges have cell offsets of {_OFFSET_LIMIT} or more: wrap the positions first"
+            )
+    return int(num_forward)
+
+
+def _group_pairs(edges: EdgeSet, row: Tensor) -> tuple[TargetSorted, Tensor, Tensor]:
+    """Sort atom-atom edges by target and source; number their pairs of atoms and mark the first edge of each."""
+    source, target = edges.edge_index.long()
+    keys, order = torch.sort(row[target] * row.shape[0] + source, stable=True)
+    is_new = torch.ones_like(keys, dtype=torch.bool)
+    is_new[1:] = keys[1:] != keys[:-1]
+    a2a = TargetSorted(source[order], target[order], edges.cell_offsets[order].long())
+    return a2a, torch.cumsum(is_new, 0) - 1, is_new
+
+
+def _count_edges(
+    row: Tensor, main: TargetSorted, graphs: Graphs, a2a: TargetSorted, is_new_pair: Tensor, *, one_block: bool
+) -> AtomRows:
+    """Cut rows into blocks by their numbers of edges; all numbers come in one transfer to the host."""
+    num_atoms = row.shape[0]
+    ends = main.target, graphs.a2ee2a.edge_index[1], graphs.qint.edge_index[1], graphs.qint.edge_index[0]
+    numbers = [group_counts(row[end.long()], num_atoms) for end in ends]
+    pairs = torch.zeros_like(row).index_add_(0, row[a2a.target], is_new_pair.long())
+    table = torch.stack([*numbers, pairs])
+    counts = [GroupCounts(*both) for both in zip(table, table.cpu().numpy(), strict=True)]
+    cost = _RUN_COST.get(row.device.type, _RUN_COST["cuda"])
+    whole = one_block or not num_atoms
+    sizes = (num_atoms,) if whole else tuple(runs_of_like_size(counts[0].on_host, cost))
+    return AtomRows(row, sizes, *counts)
 
 
 def _same_image(
@@ -262,38 +308,66 @@ def _keys_at(keys: Tensor, slot: Tensor, num_slots: int, fill: int = -1) -> Tens
     return empty.index_copy_(0, slot, keys)
 
 
-def _numbers_of(present: Tensor) -> Tensor:
-    """(n,) running number of each true entry, −1 for the others."""
-    return torch.where(present, torch.cumsum(present, 0) - 1, -1)
+@dataclass(frozen=True)
+class _Ends:
+    """Those rows of atoms where qint edges end (or start), and the main edges of their atoms.
+
+    Attributes:
+        number: (N,) running number of each such row, −1 for the others.
+        per_block: how many of them each block holds.
+        edges: (edges,) main edges that end in them.
+        of_edge: (edges,) the number of the row of each.
+        main: numbers of those edges.
+        qint: numbers of qint edges.
+    """
+
+    number: Tensor
+    per_block: list[int]
+    edges: Tensor
+    of_edge: Tensor
+    main: GroupCounts
+    qint: GroupCounts
+
+    @classmethod
+    def of(cls, rows: AtomRows, main_row: Tensor, qint: GroupCounts) -> _Ends:
+        """Of rows with a positive number of qint edges; `main_row` is the row of each main edge's target."""
+        here, on_host = qint.on_device > 0, qint.on_host > 0
+        number = torch.where(here, torch.cumsum(here, 0) - 1, -1)
+        index = chosen(here, int(on_host.sum()))
+        main = GroupCounts(rows.main.on_device[index], rows.main.on_host[on_host])
+        edges = chosen(here[main_row], int(main.on_host.sum()))
+        return cls(
+            number=number,
+            per_block=[int(part.sum()) for part in np.split(on_host, np.cumsum(rows.sizes)[:-1])],
+            edges=edges,
+            of_edge=number[main_row[edges]],
+            main=main,
+            qint=GroupCounts(qint.on_device[index], qint.on_host[on_host]),
+        )
 
 
 def _build_quadruplets(edges: EdgeSet, main: TargetSorted, rows: AtomRows) -> QuadrupletTopology:
     qint, _ = TargetSorted.of(edges, rows.row)
     packed = pack_offsets(qint.cell_offsets)
-    main_row, from_row, to_row = rows.row[main.target], rows.row[qint.source], rows.row[qint.target]
-    num_atoms = rows.row.shape[0]
+    main_row, main_keys = rows.row[main.target], main.image_keys()
 
-    source_numbers = _numbers_of(marked(from_row, num_atoms))
-    source_row = source_numbers[from_row]
-    input_edges = torch.nonzero(source_numbers[main_row] >= 0).view(-1)
-    input_layout = PaddedLayout.of(source_numbers[main_row[input_edges]], int(source_numbers.max()) + 1)
+    sources = _Ends.of(rows, main_row, rows.qint_out)
+    source_row = sources.number[rows.row[qint.source]]
+    input_layout = PaddedLayout.of(sources.of_edge, sources.main)
     num_inputs = input_layout.num_groups * input_layout.width
-    input_keys = _keys_at(main.image_keys()[input_edges], input_layout.slot, num_inputs).view(-1, input_layout.width)
+    input_keys = _keys_at(main_keys[sources.edges], input_layout.slot, num_inputs).view(-1, input_layout.width)
     reverse_keys = (qint.target << 3 * _BITS) - packed
     input_mask = input_layout.mask()[source_row] & (input_keys[source_row] != reverse_keys[:, None])
 
-    is_target = marked(to_row, num_atoms)
-    numbers = _numbers_of(is_target)
-    sizes = [int(part.sum()) for part in torch.split(is_target.cpu(), list(rows.sizes))]
-    slots = PaddedLayout.of(numbers[to_row], sum(sizes))
-    output_edges = torch.nonzero(numbers[main_row] >= 0).view(-1)
-    output_row = numbers[main_row[output_edges]]
-    output_layout = BlockedLayout.of(output_row, [size for size in sizes if size])
+    targets = _Ends.of(rows, main_row, rows.qint_in)
+    slots = PaddedLayout.of(targets.number[rows.row[qint.target]], targets.qint)
+    filled = [size for size in targets.per_block if size]
+    output_layout = BlockedLayout.of(targets.of_edge, targets.main, filled)
     qint_slots = torch.zeros(slots.num_groups * slots.width, dtype=torch.long, device=packed.device)
     qint_slots.index_copy_(0, slots.slot, torch.arange(qint.num_edges, device=packed.device))
-    qint_of_output = qint_slots.view(slots.num_groups, slots.width)[output_row]
-    own_keys = main.image_keys()[output_edges]
-    output_mask = slots.mask()[output_row] & (qint.image_keys()[qint_of_output] != own_keys[:, None])
+    qint_of_output = qint_slots.view(slots.num_groups, slots.width)[targets.of_edge]
+    own_keys = main_keys[targets.edges]
+    output_mask = slots.mask()[targets.of_edge] & (qint.image_keys()[qint_of_output] != own_keys[:, None])
 
     # d→b closes the triangle with c→a if d is c and its offset relative to b is o_ca − o_ba.
     closing_keys = own_keys[:, None] - packed[qint_of_output]
@@ -305,12 +379,12 @@ def _build_quadruplets(edges: EdgeSet, main: TargetSorted, rows: AtomRows) -> Qu
     return QuadrupletTopology(
         qint=qint,
         source_row=source_row,
-        input_edges=input_edges,
+        input_edges=sources.edges,
         input_layout=input_layout,
         input_mask=input_mask,
         slots=slots,
-        output_edges=output_edges,
-        output_row=output_row,
+        output_edges=targets.edges,
+        output_row=targets.of_edge,
         output_layout=output_layout,
         output_mask=output_mask,
         qint_of_output=qint_of_output,

@@ -15,7 +15,7 @@ from jmp_model.gemnet_oc.graphs import ModelInputs
 from jmp_model.gemnet_oc.interaction import expand_messages
 from jmp_model.gemnet_oc.kernels import Geometry, Kernels
 from jmp_model.gemnet_oc.output import EdgeContribution
-from jmp_model.gemnet_oc.ragged import PaddedLayout
+from jmp_model.gemnet_oc.ragged import GroupCounts, PaddedLayout
 from jmp_model.gemnet_oc.topology import Topology
 from jmp_model.model import PretrainingModel
 from jmp_model.parity.edges import Order
@@ -180,5 +180,5 @@ def _pad_as_stored(values: Tensor, target: Any, num_atoms: int) -> Tensor:
     """(edges, I, S) in stored order to (atoms, I, slots·S), slots in stored order within each target."""
     target = torch.as_tensor(target).long()
     order = torch.argsort(target, stable=True)
-    layout = PaddedLayout.of(target[order], num_atoms)
+    layout = PaddedLayout.of(target[order], GroupCounts.of(target, num_atoms))
     return layout.pad(values[order]).transpose(1, 2).flatten(2)

@@ -12,7 +12,7 @@ from jmp_model.gemnet_oc.bases import BasisProjection, RadialBasis, polynomial_e
 from jmp_model.gemnet_oc.initializers import standardize
 from jmp_model.gemnet_oc.kernels import edge_kernel
 from jmp_model.gemnet_oc.layers import scaled_silu
-from jmp_model.gemnet_oc.ragged import PaddedLayout, sum_by_group
+from jmp_model.gemnet_oc.ragged import GroupCounts, PaddedLayout, sum_by_group
 from jmp_model.parity.fixtures import DTYPES, Arrays, Errors, Precision, relative_error
 
 _CUTOFF, _EXPONENT = 12.0, 5
@@ -86,7 +86,7 @@ def _bilinear(get: Get) -> dict[str, Tensor]:
     projection.weight.data = weight
     projected = projection(get("be_rad"))
     outer, inner = get("be_outer"), get("be_inner")
-    layout = PaddedLayout.of(outer, num_edges)
+    layout = PaddedLayout.of(outer, GroupCounts.of(outer, num_edges))
     kernel = edge_kernel(projected[:, None], layout.pad(get("be_sph"))[:, None])
     z = kernel @ layout.pad(get("be_m"))
     padded = get("be_m").new_zeros(get("be_sph_padded").shape)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jmp_model.gemnet_oc import topology as topology_module
 from jmp_model.gemnet_oc.graphs import ModelInputs
-from jmp_model.gemnet_oc.ragged import BlockedLayout, runs_of_like_size
+from jmp_model.gemnet_oc.ragged import BlockedLayout, GroupCounts, runs_of_like_size
 from jmp_model.gemnet_oc.scaling import fit_scale_factors
 from jmp_model.gemnet_oc.topology import build_topology
 from jmp_model.heads.finetuning import EnergyHead
@@ -49,7 +49,8 @@ def test_no_groups_have_no_runs() -> None:
 
 
 def test_blocks_are_as_wide_as_their_largest_group() -> None:
-    layout = BlockedLayout.of(torch.tensor([0, 0, 0, 1, 1, 2, 4]), [2, 1, 2])
+    groups = torch.tensor([0, 0, 0, 1, 1, 2, 4])
+    layout = BlockedLayout.of(groups, GroupCounts.of(groups, 5), [2, 1, 2])
     assert layout.shapes == ((2, 3), (1, 1), (2, 1))
     rows = torch.arange(1.0, 8.0)
     slots = layout.pad(rows)

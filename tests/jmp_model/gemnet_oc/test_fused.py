@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from jmp_model.gemnet_oc import fused, gathering
-from jmp_model.gemnet_oc.ragged import PaddedLayout
+from jmp_model.gemnet_oc.ragged import GroupCounts, PaddedLayout
 
 GROUPS = torch.tensor([0, 0, 0, 1, 3, 3])
-LAYOUT = PaddedLayout.of(GROUPS, 5)
+LAYOUT = PaddedLayout.of(GROUPS, GroupCounts.of(GROUPS, 5))
 SOURCES = torch.tensor([3, 1, 4, 0, 0, 1])
 ROWS = torch.tensor([4, 0, 3])
 

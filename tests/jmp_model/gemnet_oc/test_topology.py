@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jmp_model.gemnet_oc import indices
 from jmp_model.gemnet_oc.graphs import EdgeSet
-from jmp_model.gemnet_oc.ragged import PaddedLayout, exchange, pick, spread
+from jmp_model.gemnet_oc.ragged import GroupCounts, PaddedLayout, chosen, exchange, pick, spread
 from jmp_model.gemnet_oc.topology import Topology, build_topology, symmetrize
 from tests.jmp_model.gemnet_oc.structures import make_inputs, rattled, some_crystal, some_molecule, some_slab
 
@@ -52,6 +54,12 @@ def test_reference_symmetrisation_keeps_one_direction_and_adds_its_reverse() -> 
     assert set(found) == expected
     assert len(found) == len(expected) == 2 * len(kept)
     assert all(found[swap[i]] == (t, s, add((0, 0, 0), o, -1)) for i, (s, t, o) in enumerate(found))
+
+
+@given(st.lists(st.booleans(), max_size=20))
+def test_entries_of_known_number_are_found_in_order(entries: list[bool]) -> None:
+    mask = torch.tensor(entries, dtype=torch.bool)
+    assert chosen(mask, sum(entries)).tolist() == [i for i, entry in enumerate(entries) if entry]
 
 
 def test_symmetric_rule_keeps_every_pair_once_per_direction() -> None:
@@ -115,7 +123,7 @@ def test_quadruplets_follow_their_definition(topology: Topology) -> None:
 
 def test_padded_moves_are_inverse_and_twice_differentiable() -> None:
     groups = torch.tensor([0, 0, 0, 2, 2, 5])
-    layout = PaddedLayout.of(groups, 7)
+    layout = PaddedLayout.of(groups, GroupCounts.of(groups, 7))
     assert (layout.width, layout.num_groups) == (3, 7)
     rows = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
     assert torch.equal(layout.unpad(layout.pad(rows)), rows)
