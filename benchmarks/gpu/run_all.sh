@@ -7,7 +7,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 python=${PYTHON:-python3}
-limit=${LIMIT:-300}
+limit=${LIMIT:-400}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 if ! "$python" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
   echo "run_all.sh: $python sees no CUDA device, or has no torch; set PYTHON to an interpreter that does" >&2

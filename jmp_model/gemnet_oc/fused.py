@@ -40,16 +40,18 @@ def layers_are_plain() -> bool:
     return _plain
 
 
-def product(a: Tensor, b: Tensor, gain: float = 1.0) -> Tensor:
-    """gain·a·b, for use inside nodes: the matrix library multiplies by gain in passing."""
+def product(a: Tensor, b: Tensor, gain: float = 1.0, bias: Tensor | None = None) -> Tensor:
+    """gain·a·b, plus a bias, for use inside nodes: the matrix library multiplies by gain and adds in passing."""
+    if bias is not None:
+        return torch.addmm(bias, a, b, alpha=gain)
     if gain == 1.0:
         return torch.mm(a, b)
     return torch.addmm(a.new_empty(1, 1), a, b, beta=0, alpha=gain)
 
 
-def times(x: Tensor, weight: Tensor, gain: float = 1.0) -> Tensor:
-    """gain·x·weightᵀ, for use inside nodes."""
-    return product(x, weight.t(), gain)
+def times(x: Tensor, weight: Tensor, gain: float = 1.0, bias: Tensor | None = None) -> Tensor:
+    """gain·x·weightᵀ, plus a bias, for use inside nodes."""
+    return product(x, weight.t(), gain, bias)
 
 
 def weight_gradient(dz: Tensor, x: Tensor, gain: float = 1.0) -> Tensor:
@@ -318,9 +320,7 @@ class _Perceptron(torch.autograd.Function):
         kept = []
         z = x
         for index, (weight, bias) in enumerate(zip(layers[::2], layers[1::2], strict=True)):
-            z = times(functional.silu(z), weight, SILU_GAIN) if index else times(x, weight)
-            if bias is not None:
-                z += bias
+            z = times(functional.silu(z), weight, SILU_GAIN, bias) if index else times(x, weight, bias=bias)
             kept.append(z)
         ctx.num_layers = len(kept)
         ctx.save_for_backward(x, *layers, *kept[:-1])

@@ -290,9 +290,10 @@ def _outer_side(
     cosine = (~(closing_collinear.view(at.shape) | azimuth.collinear)).to(radial.dtype)
     itself = legendre_basis(cosine, orders) * closes.view(*at.shape, 1).to(radial.dtype)
     terms = spherical @ torch.cat([dihedral_output_terms(azimuth, orders), itself[..., None]], dim=-1)
-    kernel = terms[..., :-1].transpose(1, 2).reshape(groups, -1, num_slots * (terms.shape[-1] - 1))
+    outer, closing = torch.split(terms, [2 * orders, 1], dim=-1)
+    kernel = outer.transpose(1, 2).reshape(groups, -1, num_slots * 2 * orders)
     # Batched products with a factor or a result in any other layout are done one matrix at a time.
-    return _OuterSide(kernel, terms[..., -1].transpose(1, 2).contiguous(), spherical, azimuth)
+    return _OuterSide(kernel, closing.squeeze(-1).transpose(1, 2).contiguous(), spherical, azimuth)
 
 
 def _closing_edges(quads: QuadrupletTopology) -> tuple[Tensor, Tensor]:
