@@ -22,7 +22,6 @@ from jmp_model.finetune.schedule import EarlyStop, GroupSchedule, Plateau, group
 from jmp_model.finetune.step import FineTuneStep
 from jmp_model.finetune.watcher import FinetuneWatcher
 from jmp_model.heads.force_scale import ForceScale
-from jmp_model.memory import keep_freed_memory
 from jmp_model.model import FineTuningModel, recompute_blocks, shared_basis_divisors
 from jmp_model.train.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors
 from jmp_model.train.compilation import compile_blocks
@@ -197,7 +196,6 @@ def _build_step(
     if module.forces_from_gradient and getattr(fabric.strategy.precision, "scaler", None) is not None:
         module.force_scale = ForceScale()
     recompute_blocks(module, config.hardware.recompute)
-    keep_freed_memory()
     if config.hardware.compile:
         compile_blocks(module)
     forward = fabric.setup_module(module)

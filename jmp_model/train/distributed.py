@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+from jmp_model.memory import keep_freed_memory
 from jmp_model.train.config import HardwareSettings
 
 _OTHER_ENTRIES = ("energy_features", "force_features")
@@ -21,20 +22,23 @@ _OTHER_ENTRIES = ("energy_features", "force_features")
 def build_fabric(settings: HardwareSettings) -> Fabric:
     """Build Fabric; under `torchrun` the number of devices and nodes is taken from it.
 
-    The caller still has to call `launch()`.
+    Where it computes on the CPU, the process keeps freed memory from now on. The caller still has to call `launch()`.
     """
     torch.set_float32_matmul_precision(settings.matmul_precision)
     devices, nodes = settings.devices, settings.num_nodes
     if "TORCHELASTIC_RUN_ID" in os.environ:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
-    return Fabric(
+    fabric = Fabric(
         accelerator=settings.accelerator,
         devices=devices,
         num_nodes=nodes,
         precision=settings.precision,
         strategy=_strategy(settings, devices, nodes),
     )
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
+    return fabric
 
 
 def _strategy(settings: HardwareSettings, devices: int | str, nodes: int) -> Any:

@@ -17,7 +17,6 @@ from jmp_data.errors import CheckpointError, ManifestError
 from jmp_data.stream.edges import GraphPlace
 from jmp_model.gemnet_oc.config import GemNetOCConfig
 from jmp_model.gemnet_oc.scaling import fit_scale_factors, scale_factors, unfitted_scales
-from jmp_model.memory import keep_freed_memory
 from jmp_model.model import PretrainingModel, recompute_blocks, shared_basis_divisors
 from jmp_model.presets import preset
 from jmp_model.train.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors, read_checkpoint
@@ -115,7 +114,6 @@ def prepare(config: PretrainConfig, fabric: Fabric, *, resume: Checkpoint | None
     total_steps = count_steps(config, len(stream))
     module = _build_model(config, mixture, resume, watcher, fabric)
     recompute_blocks(module, config.hardware.recompute)
-    keep_freed_memory()
     if config.hardware.compile:
         compile_blocks(module)
     forward = fabric.setup_module(module)

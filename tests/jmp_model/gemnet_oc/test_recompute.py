@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import resource
-
-import pytest
 import torch
 from torch import Tensor
 
 from jmp_model.heads.finetuning import EnergyHead
-from jmp_model.memory import keep_freed_memory
 from jmp_model.model import FineTuningModel, recompute_blocks
 from tests.jmp_model.gemnet_oc.structures import make_inputs, some_crystal, some_molecule, tiny_model
 
@@ -72,15 +68,3 @@ def test_less_is_kept() -> None:
     plain = kept_bytes(model, inputs)
     recompute_blocks(model)
     assert kept_bytes(model, inputs) < 0.8 * plain
-
-
-@pytest.mark.skipif(not keep_freed_memory(), reason="no glibc")
-def test_memory_that_was_freed_is_not_cleared_again() -> None:
-    """Eight blocks at a time: more than glibc would keep by itself."""
-    size, faults = 1 << 22, []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        blocks = [torch.ones(size) for _ in range(8)]
-        del blocks
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    assert faults[-1] < 0.1 * 8 * 4 * size / resource.getpagesize()
