@@ -173,7 +173,7 @@ def test_patience_ends_a_run(root: Path, tmp_path: Path) -> None:
     overrides = ("stop.patience=1", "optimizer.base_lr=1.0e-12", "stop.min_lr=0", "stop.min_delta=0.1")
     result = finetune(small_config(scalar_task(), root, tmp_path / "run", *overrides, steps=100))
     assert result.stopped == "no improvement in 1 validations"
-    assert result.epochs == 2.0
+    assert result.epochs == 1.0
 
 
 def test_a_rate_below_its_minimum_ends_a_run(root: Path, tmp_path: Path) -> None:
