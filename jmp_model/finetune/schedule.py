@@ -133,8 +133,8 @@ class EarlyStop:
 
     @property
     def exhausted(self) -> bool:
-        """Whether patience is used up."""
-        return self._bad > self._patience
+        """Whether the last `patience` validations brought no improvement; none at all counts as one."""
+        return self._bad >= max(1, self._patience)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -194,7 +194,7 @@ def _sibling_split(member: Member) -> ShardDataset:
             continue
     raise ManifestError(
         f"data set {member.name}: no validation split ({' or '.join(VALIDATION_SPLITS)}) in {parent}; build one, name "
-        "folders with --val, or train without validation (--set val=[])"
+        "folders (--set val=[FOLDER,...]), or train without validation (--set val=[])"
     )
 
 

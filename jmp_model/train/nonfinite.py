@@ -93,10 +93,12 @@ def replay(folder: Path) -> list[str]:
         Findings, one a line.
 
     Raises:
-        CheckpointError: the folder holds no stored batch.
+        CheckpointError: the folder holds no stored batch, or one of fine-tuning.
     """
     batches = stored_batches(folder)
     checkpoint = read_checkpoint(folder / "checkpoint", with_optimizer=False)
+    if not checkpoint.tasks:
+        raise CheckpointError(f"{folder}: a step of fine-tuning; look at it with jmp train finetune --replay {folder}")
     model = PretrainingModel(checkpoint.backbone, tasks=checkpoint.tasks)
     model.load_state_dict(checkpoint.weights(averaged=False))
     normalizer = TargetNormalizer(checkpoint.normalizers)

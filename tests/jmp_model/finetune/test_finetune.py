@@ -24,6 +24,7 @@ from jmp_model.finetune.watcher import SilentFinetuneWatcher
 from jmp_model.model import PretrainingModel
 from jmp_model.train.checkpoint import read_checkpoint
 from jmp_model.train.metrics_log import read_rows
+from jmp_model.train.nonfinite import replay as replay_pretraining
 from jmp_model.train.step import NonFiniteError
 from tests.jmp_model.finetune.small_tasks import force_task, labelled_molecules, scalar_task, small_config
 
@@ -173,7 +174,7 @@ def test_patience_ends_a_run(root: Path, tmp_path: Path) -> None:
     overrides = ("stop.patience=1", "optimizer.base_lr=1.0e-12", "stop.min_lr=0", "stop.min_delta=0.1")
     result = finetune(small_config(scalar_task(), root, tmp_path / "run", *overrides, steps=100))
     assert result.stopped == "no improvement in 1 validations"
-    assert result.epochs == 2.0
+    assert result.epochs == 1.0
 
 
 def test_a_rate_below_its_minimum_ends_a_run(root: Path, tmp_path: Path) -> None:
@@ -257,6 +258,8 @@ def test_nonfinite_loss_names_the_structures_and_can_be_replayed(root: Path, tmp
     assert any("gradient" in line for line in findings)
     with pytest.raises(CheckpointError, match="no stored batch"):
         replay(config.out)
+    with pytest.raises(CheckpointError, match=r"a step of fine-tuning; look at it with jmp train finetune"):
+        replay_pretraining(folder)
 
 
 class TestBadConfigurations:
