@@ -1,4 +1,4 @@
-"""`jmp-data download` and `demo-raw`: get raw files."""
+"""`jmp-data demo-raw`: raw files without a download."""
 
 from __future__ import annotations
 
@@ -24,16 +24,20 @@ def demo_raw(
     ] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Write miniatures of the four archives in their published layouts, labelled with real physics.
+    """Write miniatures of five archives in their published layouts, labelled with real physics.
 
     Example: jmp-data demo-raw raw
     """
     from jmp_data.demo import write_demo_raw
 
+    counted: dict[str, int] = {}
     with progress("demo data", None, "structures") as advance:
-        summary = write_demo_raw(
-            directory, seed=seed, scale=scale, progress=lambda name, done, total: advance(1, f"{name} {done}/{total}")
-        )
+
+        def report(name: str, done: int, total: int) -> None:
+            advance(done - counted.get(name, 0), f"{name} {done}/{total}")
+            counted[name] = done
+
+        summary = write_demo_raw(directory, seed=seed, scale=scale, progress=report)
     if as_json:
         print_json(dataclasses.asdict(summary))
         return

@@ -63,8 +63,8 @@ def divide(manifest: OwnManifest, inspection: Inspection, root: Path, sign: Forc
         rule, statement = _choose(manifest, inspection)
         statements.append(statement)
     if rule.by == "structure" and sign is not None and sign.pairs:
-        text = "some frames are small steps apart from others, so a random split leaks; "
-        statements.append(Statement("warning", "splits", text + "consider by: order, by: file or by: composition"))
+        text = "some frames are small steps apart from others, so a random split leaks; consider "
+        statements.append(Statement("warning", "splits", text + _other_rules(inspection)))
     return Division(*_apply(rule, inspection, root), rule, tuple(statements))
 
 
@@ -86,12 +86,24 @@ def _choose(manifest: OwnManifest, inspection: Inspection) -> tuple[OwnSplits, S
     if given:
         shown = "; ".join(f"{split} = {', '.join(names)}" for split, names in given.items())
         return _with(manifest.splits, by="given", files=given), Statement("guess", "splits", f"by file names: {shown}")
-    compositions = {formula(record.atomic_numbers) for record in inspection.records}
+    compositions = _compositions(inspection)
     if len(compositions) >= _MIN_COMPOSITIONS:
         text = f"by composition: {len(compositions)} different ones in the sample, and none shall be in two splits"
         return _with(manifest.splits, by="composition"), Statement("guess", "splits", text)
-    text = f"by structure, at random: only {len(compositions)} compositions in the sample"
+    text = f"by structure, at random: only {len(compositions)} composition{'s' * (len(compositions) > 1)} in the sample"
     return _with(manifest.splits, by="structure"), Statement("guess", "splits", text)
+
+
+def _compositions(inspection: Inspection) -> set[str]:
+    return {formula(record.atomic_numbers) for record in inspection.records}
+
+
+def _other_rules(inspection: Inspection) -> str:
+    """Rules that leak less; a single file or composition cannot be divided by itself."""
+    rules = ["by: order"]
+    rules += ["by: file"] if len(inspection.files) > 1 else []
+    rules += ["by: composition"] if len(_compositions(inspection)) > 1 else []
+    return " or ".join(rules)
 
 
 def _with(splits: OwnSplits, **changes: object) -> OwnSplits:

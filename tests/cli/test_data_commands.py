@@ -9,9 +9,10 @@ import pytest
 from ase.io import read
 
 from jmp_data import open_dataset
-from jmp_data.demo import write_lmdb
+from jmp_data.demo import DemoSummary, write_lmdb
+from jmp_data.demo.generate import Progress
 from tests import raw_archives
-from tests.cli.run_cli import run
+from tests.cli.run_cli import run, run_here
 
 SOURCES = ["oc20", "oc22", "ani1x", "transition1x"]
 
@@ -70,6 +71,18 @@ def test_list_and_info() -> None:
     assert info["licence"]
     assert info["citation"]
     assert "nothing" in run("jmp-data", "info", "nothing").error_lines[0]
+
+
+def test_demo_raw_counts_the_structures_of_all_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(directory: Path, *, seed: int, scale: float, progress: Progress) -> DemoSummary:
+        for event in (("oc20", 40, 80), ("rmd17", 30, 30), ("oc20", 80, 80)):
+            progress(*event)
+        return DemoSummary(directory, (), 0.0)
+
+    monkeypatch.setattr("jmp_data.demo.write_demo_raw", write)
+    monkeypatch.setattr("jmp_cli.console._LOG_INTERVAL", 0.0)
+    lines = [line.split(" after ")[0] for line in run_here("jmp-data", "demo-raw", tmp_path).err.splitlines()]
+    assert lines[:3] == [f"demo data: {count} structures" for count in (40, 70, 110)]
 
 
 @pytest.mark.parametrize("command", ["list", "info", "demo-raw", "build", "verify", "inspect", "mix", "export"])

@@ -55,6 +55,16 @@ def test_forces_are_confirmed(tmp_path: Path, trajectory: list[Atoms]) -> None:
     assert 0.97 < float(re.search(r"near frames, (\S+) times as much", notes)[1]) < 1.03
 
 
+def test_a_leaking_split_names_only_rules_that_divide_these_files(tmp_path: Path, trajectory: list[Atoms]) -> None:
+    write(tmp_path / "a.extxyz", trajectory)
+    write(tmp_path / "b.extxyz", trajectory[:5])
+    at_random = {"by": "structure"}
+    one = OwnData(write_manifest(tmp_path / "one.yaml", files=["a.extxyz"], splits=at_random))
+    two = OwnData(write_manifest(tmp_path / "two.yaml", files=["a.extxyz", "b.extxyz"], splits=at_random))
+    assert "so a random split leaks; consider by: order\n" in f"{notes_of(one)}\n"
+    assert "so a random split leaks; consider by: order or by: file\n" in f"{notes_of(two)}\n"
+
+
 def test_gradients_are_turned_and_it_is_said(tmp_path: Path, trajectory: list[Atoms]) -> None:
     write(tmp_path / "a.extxyz", trajectory, forces=-1.0)
     source, collected = read_all(tmp_path, "a.extxyz")
