@@ -219,7 +219,7 @@ class StreamLoader:
             order = EpochOrder(
                 self.mixture, seed=self.seed, epoch=epoch, window_blocks=self._window_blocks, shuffle=self.shuffle
             )
-            self._plan = order, self.limits.cut(order, self.mixture, cost=self._cost, neighbors=self._neighbors)
+            self._plan = order, self.limits.cut(order, cost=self._cost, neighbors=self._neighbors)
         return self._plan
 
     def __iter__(self) -> Iterator[Batch]:
