@@ -106,7 +106,7 @@ def _structure_facts(dataset: ShardDataset, index: int) -> dict[str, Any]:
 
 def inspect(
     directory: Annotated[Path, typer.Argument(help="A data set, or a folder of data sets.")],
-    index: Annotated[int | None, typer.Argument(help="Show this structure.")] = None,
+    index: Annotated[int | None, typer.Argument(help="Show this structure, of one data set.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a data set holds, or one of its structures.

@@ -55,7 +55,7 @@ def register(app: typer.Typer) -> None:
 def predict(
     files: Annotated[list[Path], typer.Argument(help="Files that ASE reads; all their structures are taken.")],
     source: Annotated[Path, typer.Option("--from", help="Checkpoint, run folder or released .pt file.")],
-    target: Annotated[Path, typer.Option("--out", help="File to write: .extxyz, .traj, .db or .json.")],
+    target: Annotated[Path, typer.Option("--out", help="File to write: .extxyz, .xyz, .traj, .db or .json.")],
     task: Annotated[str | None, typer.Option(help="Pre-training task whose heads to use.")] = None,
     weights: Annotated[Literal["ema", "live"], typer.Option(help="Averaged weights where there are any, or live.")] = (
         "ema"

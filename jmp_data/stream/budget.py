@@ -31,7 +31,6 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from jmp_data.mixture import Mixture
 from jmp_data.stream.balance import deal, share_out
 from jmp_data.stream.dataset_order import Ints
 from jmp_data.stream.epoch_order import CHAPTER_SAMPLES, EpochOrder, Samples
@@ -51,14 +50,12 @@ class Weigher:
     """What a sample takes of each limit that is set.
 
     Attributes:
-        mixture: where edge counts are looked up.
         batch_size: structures per rank and step, or None.
         max_atoms: atoms, or None.
         max_edges: edges, or None.
-        neighbors: edges that an atom counts as, where a data set has no stored edge counts (`nedges`).
+        neighbors: edges that an atom counts as.
     """
 
-    mixture: Mixture
     batch_size: int | None
     max_atoms: int | None
     max_edges: int | None
@@ -78,17 +75,8 @@ class Weigher:
         if self.max_atoms is not None:
             columns.append(samples.natoms)
         if self.max_edges is not None:
-            columns.append(self._edges(samples))
+            columns.append(samples.natoms * self.neighbors)
         return np.stack(columns, axis=1)
-
-    def _edges(self, samples: Samples) -> Ints:
-        edges = samples.natoms * self.neighbors
-        for number, member in enumerate(self.mixture):
-            stored = getattr(member.dataset, "nedges", None)
-            if stored is not None:
-                chosen = np.flatnonzero(samples.dataset == number)
-                edges[chosen] = stored[samples.index[chosen]]
-        return edges
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jmp_data.errors import ManifestError
-from jmp_data.mixture import Mixture
 from jmp_data.stream.balance import CostModel
 from jmp_data.stream.budget import BudgetCuts, Weigher
 from jmp_data.stream.epoch_order import EpochOrder
@@ -13,7 +12,7 @@ from jmp_data.stream.steps import FixedCuts, Steps
 
 BATCH_SIZE = 32
 MAX_NEIGHBORS = 30
-"""Edges that an atom counts as where neither stored counts nor graph settings say more."""
+"""Edges that an atom counts as where no graph settings say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +56,13 @@ class BatchLimits:
         limits = {"batch_size": self.structures, "max_atoms": self.max_atoms, "max_edges": self.max_edges}
         return {f"global_{name}": limit * self.world_size for name, limit in limits.items() if limit is not None}
 
-    def cut(
-        self, order: EpochOrder, mixture: Mixture, *, cost: CostModel | None = None, neighbors: int = MAX_NEIGHBORS
-    ) -> Steps:
+    def cut(self, order: EpochOrder, *, cost: CostModel | None = None, neighbors: int = MAX_NEIGHBORS) -> Steps:
         """The steps of an epoch.
 
         Args:
             order: the epoch.
-            mixture: what it is an epoch of.
             cost: atom counts → work, by which ranks are balanced in steps of fixed size.
-            neighbors: edges that an atom counts as, where a data set has no stored edge counts.
+            neighbors: edges that an atom counts as.
 
         Raises:
             ManifestError: the epoch has fewer structures than there are ranks.
@@ -74,5 +70,5 @@ class BatchLimits:
         if self.is_fixed:
             size = self.structures or BATCH_SIZE
             return FixedCuts(order.size, size * self.world_size, self.world_size, cost)
-        weigh = Weigher(mixture, self.batch_size, self.max_atoms, self.max_edges, neighbors)
+        weigh = Weigher(self.batch_size, self.max_atoms, self.max_edges, neighbors)
         return BudgetCuts(order, weigh.limits, weigh, self.world_size)

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -138,6 +138,12 @@ class StreamLoader:
             raise ManifestError(f"rank {rank} must lie between 0 and world_size - 1 = {world_size - 1}")
         if num_workers < 0:
             raise ManifestError(f"num_workers is {num_workers}; 0 loads in this process")
+        if window_blocks < 1 or (prefetch_blocks or 0) < 0:
+            raise ManifestError(
+                f"window_blocks {window_blocks} must be 1 or more, prefetch_blocks {prefetch_blocks} 0 or more"
+            )
+        if graphs_on not in get_args(GraphPlace):
+            raise ManifestError(f"graphs_on is {graphs_on!r}; choose from {', '.join(get_args(GraphPlace))}")
         self._columns = batch_columns(self.mixture, targets)
         self._graphs = self._stored = None
         if graphs is not None:
@@ -213,7 +219,7 @@ class StreamLoader:
             order = EpochOrder(
                 self.mixture, seed=self.seed, epoch=epoch, window_blocks=self._window_blocks, shuffle=self.shuffle
             )
-            self._plan = order, self.limits.cut(order, self.mixture, cost=self._cost, neighbors=self._neighbors)
+            self._plan = order, self.limits.cut(order, cost=self._cost, neighbors=self._neighbors)
         return self._plan
 
     def __iter__(self) -> Iterator[Batch]:

@@ -50,7 +50,7 @@ def simulate(
         ManifestError: the epoch has fewer structures than there are ranks.
     """
     order = EpochOrder(mixture, seed=seed, epoch=epoch, window_blocks=window_blocks, shuffle=shuffle)
-    steps = limits.cut(order, mixture, cost=cost)
+    steps = limits.cut(order, cost=cost)
     exact = limits.is_fixed or order.size <= EXACT_UP_TO
     starts = _sampled_starts(order.size, limits, exact and steps.num_steps <= SAMPLED_STEPS)
     structures, atoms, heaviest, of_dataset, oversized = [], [], [], np.zeros(len(mixture)), 0

@@ -11,7 +11,7 @@ from tests.jmp_data.stream.test_balance import oc20_sizes
 
 def plan(mixture, world_size, *, max_atoms=None, max_edges=None, batch_size=None, start=0):
     order = EpochOrder(mixture, seed=0, epoch=0, window_blocks=3)
-    weigh = Weigher(mixture, batch_size, max_atoms, max_edges, neighbors=30)
+    weigh = Weigher(batch_size, max_atoms, max_edges, neighbors=30)
     cuts = BudgetCuts(order, weigh.limits, weigh, world_size)
     stops, position = [start], start
     while position < order.size:
@@ -88,17 +88,8 @@ def test_several_limits_hold_together(dataset, world_size, max_atoms, batch_size
     alone = counts == 1
     inner = slice(None, -1)
     assert ((atoms <= max_atoms) | alone)[inner].all()
-    assert ((30 * atoms <= 20 * max_atoms) | alone)[inner].all(), "without stored counts an atom counts as 30 edges"
+    assert ((30 * atoms <= 20 * max_atoms) | alone)[inner].all(), "an atom counts as 30 edges"
     assert (counts <= batch_size)[inner].all()
-
-
-def test_stored_edge_counts_are_used():
-    dataset = make_dataset("a", (40, 40), atoms=(5, 5))
-    dataset.nedges = np.arange(80) % 7 + 1
-    _, _, stops, samples, _ = plan(Mixture.single(dataset), 1, max_edges=40)
-    sums = np.add.reduceat(dataset.nedges[samples.index], stops[:-1])
-    assert sums.max() <= 40
-    assert len(stops) - 1 <= 80 * 4 / 40 * 1.25
 
 
 def test_an_oversized_structure_goes_alone():

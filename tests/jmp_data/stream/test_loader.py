@@ -243,6 +243,9 @@ def test_a_state_of_another_version_or_kind_is_refused():
         ({"targets": ["bandgap"]}, "no data set of the mixture has a target bandgap"),
         ({"graphs": {"a": 12.0}}, "graph settings"),
         ({"world_size": 1000}, "cannot be shared by 1000 ranks"),
+        ({"window_blocks": 0}, "window_blocks 0"),
+        ({"prefetch_blocks": -1}, "prefetch_blocks -1"),
+        ({"graphs": "auto", "graphs_on": "gpu"}, "graphs_on is 'gpu'"),
     ],
 )
 def test_impossible_settings_are_refused_at_once(settings, words):
