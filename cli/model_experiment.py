@@ -34,7 +34,7 @@ def experiment(
     seeds: Annotated[str | None, typer.Option(help="How many, such as 5, or which, such as 0,3,7.")] = None,
     start: Annotated[
         list[str] | None,
-        typer.Option("--from", help="VARIANT=RUN: a finished pre-training for this variant; repeat."),
+        typer.Option("--from", help="VARIANT=RUN: a finished pre-training or a checkpoint for this variant; repeat."),
     ] = None,
     set_values: Annotated[
         list[str] | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from jmp_model.finetune.data import open_splits
 from jmp_model.finetune.tasks import TaskSpec, find_task
 from jmp_model.finetune.watcher import FinetuneWatcher
 from jmp_model.presets import preset
+from jmp_model.train.checkpoint import STATE_FILE
 from jmp_model.train.config import PretrainConfig, load_pretrain_config
 from jmp_model.train.metrics_log import read_rows
 from jmp_model.train.progress import Watcher
@@ -78,7 +80,8 @@ class Experiment:
         out: where runs and results go. Folders of runs are named after their settings, so that other settings make
             other runs.
         overrides: `key=value` settings for fine-tuning, and with the prefix `pretrain:` for pre-training.
-        checkpoints: variant → folder of a finished pre-training to use instead of making one.
+        checkpoints: variant → run folder of a finished pre-training to use instead of making one; where fine-tuned
+            models are compared, a checkpoint folder or released file too.
         workers: fine-tuning runs at a time, each with one thread.
         watchers: told about progress.
 
@@ -155,7 +158,7 @@ class Experiment:
         return outcome
 
     def _start(self, name: str, seed: int) -> Path | None:
-        """Run folder of the finished pre-training that a variant starts from."""
+        """Run folder of the finished pre-training, or checkpoint, that a variant starts from."""
         variant = self.spec.variants[name]
         if variant.pretrain is None:
             return None
@@ -284,8 +287,13 @@ def _check_checkpoints(spec: ExperimentSpec, checkpoints: Mapping[str, Path]) ->
         if name not in spec.variants or spec.variants[name].pretrain is None:
             able = [other for other, variant in spec.variants.items() if variant.pretrain is not None]
             raise ManifestError(f"no variant {name!r} that is pre-trained; the experiment has {', '.join(able)}")
-        if read_summary(run) is None:
+        if spec.finetune is None and read_summary(run) is None:
             raise ManifestError(f"{run}: no finished pre-training; give the run folder of jmp train pretrain")
+        if read_summary(run) is None and not (run.is_file() or (run / STATE_FILE).exists()):
+            raise ManifestError(
+                f"{run}: no finished pre-training; give the run folder of jmp train pretrain, a checkpoint folder or a "
+                "released .pt file"
+            )
 
 
 def _computed(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
@@ -294,8 +302,13 @@ def _computed(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
 
 
 def _identity(run: Path) -> Summary:
-    """What tells a finished pre-training from another one that was made in the same folder."""
-    return {name: value for name, value in (read_summary(run) or {}).items() if name != "seconds"}
+    """What tells a finished pre-training, or a checkpoint, from another one of the same name."""
+    summary = read_summary(run)
+    if summary is not None:
+        return {name: value for name, value in summary.items() if name != "seconds"}
+    # The state of a checkpoint folder has the digests of its tensors.
+    with (run if run.is_file() else run / STATE_FILE).open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _pretraining_outcome(name: str, seed: int, run: Path) -> Outcome:

@@ -13,6 +13,8 @@ from jmp_model.experiments.compare import as_markdown, compare, write_results
 from jmp_model.experiments.run import Experiment, Outcome, Watchers, with_changes
 from jmp_model.experiments.runs import ExperimentStoppedError, read_summary, run_all_finetunings
 from jmp_model.experiments.spec import ExperimentSpec, experiment_names, load_experiment
+from jmp_model.train.checkpoint import latest_checkpoint, read_checkpoint
+from jmp_model.weights.convert import export_released
 from tests.jmp_model.finetune.small_tasks import force_task, write_splits
 from tests.jmp_model.train.small_runs import SMALLEST, write_mixture
 
@@ -78,6 +80,15 @@ def test_a_finished_pretraining_can_be_given(data: Path, tmp_path: Path) -> None
     second = Experiment(spec, data=data, out=tmp_path / "second", checkpoints={"tuned": run})
     assert second.run() == first.run()
     assert not (tmp_path / "second" / "pretraining").exists()
+    folder = latest_checkpoint(run)
+    third = Experiment(spec, data=data, out=tmp_path / "third", checkpoints={"tuned": folder})
+    assert third.run() == first.run()
+    released = tmp_path / "released.pt"
+    export_released(read_checkpoint(folder), released)
+    fourth = Experiment(spec, data=data, out=tmp_path / "fourth", checkpoints={"tuned": released})
+    assert [o.metrics for o in fourth.run()] == [pytest.approx(o.metrics, rel=1e-5) for o in first.run()]
+    with pytest.raises(ManifestError, match="no finished pre-training; give the run folder"):
+        Experiment(spec, data=data, out=tmp_path / "fifth", checkpoints={"tuned": run / "checkpoints"})
     with pytest.raises(ManifestError, match="no variant 'other' that is pre-trained; the experiment has tuned"):
         Experiment(spec, data=data, out=tmp_path / "third", checkpoints={"other": run})
 
