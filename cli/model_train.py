@@ -76,7 +76,7 @@ def pretrain(
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, instead of epochs.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Epochs of the mixture.")] = None,
     set_values: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe; repeat.")] = None,
-    init_from: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
+    init_from: Annotated[Path | None, typer.Option(help="Checkpoint or released .pt file to start from.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     replay: Annotated[
         Path | None, typer.Option(help="Instead of training, look again at a step that went wrong: nonfinite/step-….")

@@ -210,7 +210,7 @@ def export(
 
     Example: jmp checkpoint export run --out mine.pt
     """
-    from jmp_model.inference import read_any_checkpoint
+    from jmp_model.weights.any_checkpoint import read_any_checkpoint
     from jmp_model.weights.convert import export_released
 
     _check_new(target)

@@ -21,19 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jmp_data.errors import CheckpointError, MissingFileError
+from jmp_data.errors import CheckpointError
 from jmp_model.gemnet_oc.graphs import ModelInputs
 from jmp_model.gemnet_oc.scaling import unfitted_scales
 from jmp_model.heads.readout import reduce_atoms
 from jmp_model.inputs import as_structure, element_symbol, model_inputs
 from jmp_model.prediction_tasks import CoreModel, HeadOutput, PredictionTask, restore_tasks, to_physical
-from jmp_model.train.checkpoint import STATE_FILE, Checkpoint, read_checkpoint
-from jmp_model.weights.convert import import_released
+from jmp_model.weights.any_checkpoint import read_any_checkpoint
+from jmp_model.weights.convert import Weights
 
-Weights = Literal["ema", "live"]
 Forces = Literal["trained", "gradient"]
-
-BEST = "best"
 
 
 class UntrainedElementWarning(UserWarning):
@@ -78,16 +75,6 @@ def load_model(
     if forces == "gradient":
         tasks = {name: entry.with_gradient_forces() for name, entry in tasks.items()}
     return JMPModel(core.to(device=device, dtype=dtype), tasks, task=task)
-
-
-def read_any_checkpoint(path: Path, *, weights: Weights = "ema") -> Checkpoint:
-    """A checkpoint folder, the best or latest one of a run, or a released file; see `load_model`."""
-    if path.is_file():
-        return import_released(path, weights=weights).checkpoint
-    if not path.exists():
-        raise MissingFileError(f"{path}: there is no checkpoint, run folder or released file of that name")
-    best = path / BEST
-    return read_checkpoint(best if (best / STATE_FILE).exists() else path, with_optimizer=False)
 
 
 class JMPModel(nn.Module):

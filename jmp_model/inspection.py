@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from jmp_model.gemnet_oc.config import GemNetOCConfig
-from jmp_model.inference import read_any_checkpoint
 from jmp_model.inputs import element_symbol
 from jmp_model.presets import PRESETS
 from jmp_model.train.checkpoint import FORMAT_VERSION, Checkpoint
+from jmp_model.weights.any_checkpoint import read_any_checkpoint
 from jmp_model.weights.convert import Weights, convert_released
 from jmp_model.weights.name_map import is_parameter
 from jmp_model.weights.released import read_released

@@ -24,6 +24,7 @@ from jmp_model.model import FineTuningModel
 from jmp_model.train.checkpoint import Checkpoint
 from jmp_model.train.config import CONFIG_FILE
 from jmp_model.train.sharding import reshard
+from jmp_model.weights.any_checkpoint import read_any_checkpoint
 
 
 @torch.no_grad()
@@ -131,8 +132,6 @@ def evaluate_checkpoint(
         ManifestError: no such split, or a pre-trained model without `task` or `heads`.
         CheckpointError: not a checkpoint, or of a model that the task does not fit.
     """
-    from jmp_model.inference import read_any_checkpoint
-
     spec = find_task(task) if isinstance(task, str) else task
     if spec is not None:
         spec.check_fold(fold)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from jmp_model.train.checkpoint import Checkpoint, load_optimizer_tensors, optim
 from jmp_model.train.compilation import compile_blocks
 from jmp_model.train.ema import WeightAverage
 from jmp_model.train.sharding import whole
+from jmp_model.weights.any_checkpoint import read_any_checkpoint
 
 
 @dataclass
@@ -116,7 +116,7 @@ def prepare(config: FinetuneConfig, fabric: Fabric, *, resume: Checkpoint | None
     outside = elements_only_outside_training(splits)
     if outside and resume is None:
         watcher.message(outside)
-    start = None if config.start is None or resume is not None else _read_start(config.start)
+    start = None if config.start is None or resume is not None else read_any_checkpoint(config.start)
     if start is not None:
         check_elements(config, splits.train, start)
     if resume is None:
@@ -157,14 +157,6 @@ def prepare(config: FinetuneConfig, fabric: Fabric, *, resume: Checkpoint | None
     if resume is not None:
         _restore(run, resume)
     return run
-
-
-def _read_start(path: Path) -> Checkpoint:
-    """Checkpoint, run folder or released file."""
-    # Late: inference knows fine-tuned models, which are made here.
-    from jmp_model.inference import read_any_checkpoint
-
-    return read_any_checkpoint(path)
 
 
 def _layer_rates(config: FinetuneConfig) -> Any:

@@ -39,8 +39,8 @@ from jmp_model.train.setup import refuse_changed_settings
 from jmp_model.train.sharding import assign
 from jmp_model.train.step import NonFiniteError
 from jmp_model.train.stopping import StopRequest
+from jmp_model.weights.any_checkpoint import BEST
 
-BEST = "best"
 SUMMARY_FILE = "summary.json"
 _FREE_ON_RESUME = ("hardware", "out", "log_every", "report", "start")
 

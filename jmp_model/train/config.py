@@ -144,7 +144,7 @@ class PretrainConfig(_Section):
     """Folders or URLs of validation splits, matched by data set name; by default the `val` or `val_id` folder beside
     each training split. An empty list trains without validation."""
     init_from: Path | None = None
-    """Checkpoint to start from, instead of random weights and freshly fitted scale factors."""
+    """Checkpoint or released file to start from, instead of random weights and freshly fitted scale factors."""
     seed: int = 0
     log_every: int = Field(default=1, ge=1)
     """Write training metrics every so many steps."""

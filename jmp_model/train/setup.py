@@ -19,7 +19,7 @@ from jmp_model.gemnet_oc.config import GemNetOCConfig
 from jmp_model.gemnet_oc.scaling import fit_scale_factors, scale_factors, unfitted_scales
 from jmp_model.model import PretrainingModel, recompute_blocks, shared_basis_divisors
 from jmp_model.presets import preset
-from jmp_model.train.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors, read_checkpoint
+from jmp_model.train.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors
 from jmp_model.train.compilation import compile_blocks
 from jmp_model.train.config import PretrainConfig
 from jmp_model.train.data import (
@@ -38,6 +38,7 @@ from jmp_model.train.schedules import WarmupCosine
 from jmp_model.train.sharding import whole
 from jmp_model.train.step import OptimizerStep
 from jmp_model.train.targets import TargetNormalizer
+from jmp_model.weights.any_checkpoint import read_any_checkpoint
 
 # Settings that may differ between a run and its resumption: they do not change what is computed.
 _FREE_ON_RESUME = ("hardware", "checkpoint", "validation", "val", "mix", "out", "log_every", "init_from")
@@ -224,7 +225,7 @@ def _build_model(
             raise CheckpointError(f"{config.out}: the checkpoint is of another model than {config.model}")
         module.load_state_dict(dict(resume.model))
     elif config.init_from is not None:
-        _start_from(module, read_checkpoint(config.init_from, with_optimizer=False), config.init_from)
+        _start_from(module, read_any_checkpoint(config.init_from), config.init_from)
         watcher.message(f"Started from the weights of {config.init_from}")
     if unfitted_scales(module):
         batches = _fit_scales(module, config, mixture, fabric)

@@ -18,6 +18,7 @@ from jmp_model.train.nonfinite import replay
 from jmp_model.train.progress import SilentWatcher, TaskErrors
 from jmp_model.train.step import NonFiniteError, StepReport
 from jmp_model.train.trainer import pretrain
+from jmp_model.weights.convert import export_released
 from tests.jmp_model.train.small_runs import small_config
 
 
@@ -168,10 +169,13 @@ def test_resuming_a_finished_run_does_nothing(mix: Path, tmp_path: Path) -> None
 
 
 def test_weights_can_be_taken_over(mix: Path, tmp_path: Path, whole_run) -> None:
-    watcher = Interrupt(0, lambda: None)
-    result = pretrain(small_config(mix, tmp_path / "run", f"init_from={whole_run.out}", steps=1), watcher=watcher)
-    assert result.before == whole_run.after
-    assert not any("scale" in message for message in watcher.messages)
+    released = tmp_path / "released.pt"
+    export_released(read_checkpoint(whole_run.out), released)
+    for start in (whole_run.out, released):
+        watcher, out = Interrupt(0, lambda: None), tmp_path / f"from-{start.stem}"
+        result = pretrain(small_config(mix, out, f"init_from={start}", steps=1), watcher=watcher)
+        assert result.before == whole_run.after
+        assert not any("scale" in message for message in watcher.messages)
 
 
 def test_scales_are_fitted_and_that_is_said(mix: Path, tmp_path: Path, whole_run) -> None:
