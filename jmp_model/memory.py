@@ -24,7 +24,7 @@ def keep_freed_memory() -> bool:
     Memory is taken when it is used and not before, but then it stays with the process to its end.
 
     Returns:
-        Whether freed memory is kept: only with glibc, and not while another allocator is preloaded.
+        Whether the C library takes such settings, as glibc does; another allocator in its place does not follow them.
     """
     if not sys.platform.startswith("linux"):
         return False
