@@ -72,11 +72,6 @@ class Transfers:
     to_host: Counter[str] = field(default_factory=Counter)
     to_device: Counter[str] = field(default_factory=Counter)
 
-    def clear(self) -> None:
-        """Begin anew."""
-        self.to_host.clear()
-        self.to_device.clear()
-
 
 class _Dispatch(TorchDispatchMode):
     def __init__(self, transfers: Transfers) -> None:

@@ -287,13 +287,10 @@ def _check_checkpoints(spec: ExperimentSpec, checkpoints: Mapping[str, Path]) ->
         if name not in spec.variants or spec.variants[name].pretrain is None:
             able = [other for other, variant in spec.variants.items() if variant.pretrain is not None]
             raise ManifestError(f"no variant {name!r} that is pre-trained; the experiment has {', '.join(able)}")
-        if spec.finetune is None and read_summary(run) is None:
-            raise ManifestError(f"{run}: no finished pre-training; give the run folder of jmp train pretrain")
-        if read_summary(run) is None and not (run.is_file() or (run / STATE_FILE).exists()):
-            raise ManifestError(
-                f"{run}: no finished pre-training; give the run folder of jmp train pretrain, a checkpoint folder or a "
-                "released .pt file"
-            )
+        is_checkpoint = run.is_file() or (run / STATE_FILE).exists()
+        if read_summary(run) is None and not (is_checkpoint and spec.finetune is not None):
+            others = "" if spec.finetune is None else ", a checkpoint folder or a released .pt file"
+            raise ManifestError(f"{run}: no finished pre-training; give the run folder of jmp train pretrain{others}")
 
 
 def _computed(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:

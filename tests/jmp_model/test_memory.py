@@ -1,4 +1,4 @@
-"""What a process keeps that has once called keep_freed_memory; each in a process of its own, as it cannot be undone."""
+"""Memory of a process that has called keep_freed_memory; in one of its own, as it cannot be undone."""
 
 import os
 import subprocess
@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from jmp_model.memory import keep_freed_memory
 
 FAULTS = """
 import resource, sys
@@ -37,7 +35,3 @@ def test_blocks_that_were_freed_are_not_taken_from_the_system_again(numbers: int
     """Eight blocks at a time; the larger ones are beyond what glibc ever puts on its heap by itself."""
     pages = 8 * 4 * numbers / os.sysconf("SC_PAGE_SIZE")
     assert last_faults(numbers) < 0.05 * pages
-
-
-def test_the_answer_is_the_same_however_often_it_is_asked() -> None:
-    assert keep_freed_memory() == keep_freed_memory()
