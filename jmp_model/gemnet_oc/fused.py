@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jmp_model import amx
+
 SILU_GAIN = 1 / 0.6
 INV_SQRT_2 = 0.5**0.5
 
@@ -42,11 +44,20 @@ def layers_are_plain() -> bool:
 
 def product(a: Tensor, b: Tensor, gain: float = 1.0, bias: Tensor | None = None) -> Tensor:
     """gain·a·b, plus a bias, for use inside nodes: the matrix library multiplies by gain and adds in passing."""
+    if amx.fits(a, b):
+        return amx.multiply(a, b, gain=gain, addend=bias)
     if bias is not None:
         return torch.addmm(bias, a, b, alpha=gain)
     if gain == 1.0:
         return torch.mm(a, b)
     return torch.addmm(a.new_empty(1, 1), a, b, beta=0, alpha=gain)
+
+
+def add_product(base: Tensor, a: Tensor, b: Tensor, *, beta: float, gain: float, out: Tensor | None) -> Tensor:
+    """beta·base + gain·a·b, for use inside nodes: (rows, columns), written to out, which may be base, if given."""
+    if amx.fits(a, b):
+        return amx.multiply(a, b, gain=gain, addend=base, beta=beta, out=out)
+    return torch.addmm(base, a, b, beta=beta, alpha=gain, out=out)
 
 
 def times(x: Tensor, weight: Tensor, gain: float = 1.0, bias: Tensor | None = None) -> Tensor:
@@ -182,7 +193,7 @@ class _Residuals(torch.autograd.Function):
             gradients = [weight_gradient(d1, x, divisor * end), dsecond, *gradients]
             # The gradient that came from outside is not ours to overwrite.
             out, scale = None if d is grads[0] else d, 1.0 if index else end
-            d = torch.addmm(d, d1, first, beta=scale, alpha=divisor * scale, out=out)
+            d = add_product(d, d1, first, beta=scale, gain=divisor * scale, out=out)
         return d, *gradients
 
 
