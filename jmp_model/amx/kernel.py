@@ -304,15 +304,6 @@ def _pack_b(job, first_column, stop_column, start, depth, to, padded):
         to += _panel_bytes(depth)
 
 
-@njit(nogil=True, error_model="numpy")
-def _multiply_block(a, b, depth):
-    """Add the products of two panels of a by two of b to the sums."""
-    panel = _panel_bytes(depth)
-    part = panel // PARTS
-    for place in range(0, part, TILE_BYTES):
-        _multiply_tiles(a + place, b + place, panel, part)
-
-
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
@@ -353,10 +344,10 @@ def _finish_row(typingctx, x, to, gain, addend, beta):
 
 
 @njit(nogil=True, error_model="numpy")
-def _finish(job, block, block_row_bytes, row, column, stop_row, stop_column):
-    """Write a block of sums to its place in the result, as far as that reaches."""
-    columns = min(BLOCK, stop_column - column)
-    for i in range(min(BLOCK, stop_row - row)):
+def _finish(job, block, block_row_bytes, row, column, stop_row, first, stop):
+    """Write rows first to stop of a block of sums, which starts at (row, column), as far as the result reaches."""
+    columns = min(BLOCK, job.columns - column)
+    for i in range(first, min(stop, stop_row - row)):
         x = block + i * block_row_bytes
         to = job.out + 4 * ((row + i) * job.out_row_stride + column)
         addend = job.addend
@@ -374,6 +365,26 @@ def _finish(job, block, block_row_bytes, row, column, stop_row, stop_column):
             added = carray(_pointer(addend), (columns,), np.float32)
             for j in range(columns):
                 result[j] = job.gain * numbers[j] + job.beta * added[j]
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
+
+
+@njit(nogil=True, error_model="numpy")
+def _multiply_block(job, a, b, depth, last_block, last_row, last_column, stop_row):
+    """Add the products of two panels of a by two of b to the sums, and write the block before to the result meanwhile.
+
+    Vector instructions between those for tiles cost next to nothing. Nothing is written where last_row is stop_row.
+    """
+    panel = _panel_bytes(depth)
+    part = panel // PARTS
+    rows_at_once = -(-BLOCK * TILE_BYTES // part)
+    done = 0
+    for place in range(0, part, TILE_BYTES):
+        _multiply_tiles(a + place, b + place, panel, part)
+        stop = min(done + rows_at_once, BLOCK)
+        _finish(job, last_block, 4 * BLOCK, last_row, last_column, stop_row, done, stop)
+        done = stop
 
 
 # --- tasks -----------------------------------------------------------------------------------------------------------
@@ -394,7 +405,7 @@ def _pack_columns(jobs):
 def _multiply_rows(jobs):
     job, padded = jobs[0], np.empty(LANES * TILE_K, np.float32)
     block = job.scratch + job.scratch_bytes * _take(jobs.ctypes.data + _NEXT_SCRATCH)
-    panels = block + BLOCK_BYTES
+    last_block, panels = block + BLOCK_BYTES, block + 2 * BLOCK_BYTES
     panel_bytes = _panel_bytes(job.depth)
     _set_up_tiles(job.tile_shapes)
     task = _take(jobs.ctypes.data)
@@ -402,13 +413,17 @@ def _multiply_rows(jobs):
         first = task * job.task_size
         stop = min(first + job.task_size, job.rows)
         _pack_a(job, first, stop, 0, job.depth, panels, padded)
+        last_row, last_column = stop, 0
         for column in range(0, job.columns, BLOCK):
+            b = job.packed + column // LANES * panel_bytes
             for row in range(first, stop, BLOCK):
-                _clear_sums()
                 a = panels + (row - first) // LANES * panel_bytes
-                _multiply_block(a, job.packed + column // LANES * panel_bytes, job.depth)
+                _clear_sums()
+                _multiply_block(job, a, b, job.depth, last_block, last_row, last_column, stop)
                 _store_sums(block, 4 * BLOCK)
-                _finish(job, block, 4 * BLOCK, row, column, stop, job.columns)
+                block, last_block = last_block, block
+                last_row, last_column = row, column
+        _finish(job, last_block, 4 * BLOCK, last_row, last_column, stop, 0, BLOCK)
         task = _take(jobs.ctypes.data)
     _release_tiles()
 
@@ -445,7 +460,8 @@ def _multiply_depth(jobs):
                 for row in range(0, stop_row - first_row, BLOCK):
                     place = sums + row * row_bytes + 4 * column
                     _clear_sums()
-                    _multiply_block(a + row // LANES * panel_bytes, b + column // LANES * panel_bytes, depth)
+                    a_panels, b_panels = a + row // LANES * panel_bytes, b + column // LANES * panel_bytes
+                    _multiply_block(job, a_panels, b_panels, depth, block, 0, 0, 0)
                     if k == start:
                         _store_sums(place, row_bytes)
                         continue
@@ -470,7 +486,7 @@ def _add_runs(jobs):
             for run in range(1, job.num_runs):
                 for i in range(BLOCK):
                     _add_row(sums + (run * job.edge + i) * row_bytes, sums + i * row_bytes)
-            _finish(job, sums, row_bytes, row, column, job.rows, job.columns)
+            _finish(job, sums, row_bytes, row, column, job.rows, 0, BLOCK)
         task = _take(jobs.ctypes.data)
 
 

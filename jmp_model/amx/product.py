@@ -103,7 +103,7 @@ def _multiply_tall(jobs: Any, kernel: Any) -> None:
     while step > kernel.BLOCK and _ceil(job["rows"], step) < 2 * threads:
         step //= 2
     column_blocks = _ceil(job["columns"], kernel.BLOCK)
-    packed, scratch = 2 * column_blocks * panel, kernel.BLOCK_BYTES + step // kernel.LANES * panel
+    packed, scratch = 2 * column_blocks * panel, 2 * kernel.BLOCK_BYTES + step // kernel.LANES * panel
     job["packed"] = _workspace.take(packed + threads * scratch)
     job["scratch"], job["scratch_bytes"] = job["packed"] + packed, scratch
     _on_all_threads(kernel.pack_columns, jobs, column_blocks)
