@@ -1,7 +1,11 @@
 """Products in tile registers, against float64 and against the matrix library."""
 
+import os
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +20,16 @@ from jmp_model.gemnet_oc import fused
 
 pytestmark = pytest.mark.skipif(not amx.tiles_are_available(), reason="no AMX here")
 
+
+@pytest.fixture(autouse=True, scope="module")
+def several_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+ROOT = Path(__file__).parents[3]
 EXACT = 2.0**-20
 """Of |a|·|b|: rounding of sums of a few hundred numbers. A part that is forgotten makes ten times more."""
 
@@ -88,15 +102,13 @@ def test_same_numbers_every_time(rows: int, depth: int) -> None:
 
 def test_the_number_of_threads_does_not_change_tall_products() -> None:
     a, b = matrix(700, 90), matrix(90, 80)
-    before = torch.get_num_threads()
+    several = amx.multiply(a, b)
+    torch.set_num_threads(1)
     try:
-        torch.set_num_threads(1)
-        one = amx.multiply(a, b)
-        torch.set_num_threads(3)
-        assert torch.equal(amx.multiply(a, b), one)
+        assert torch.equal(amx.multiply(a, b), several)
         assert_exact(amx.multiply(b.t(), a.t()), b.t(), a.t())
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(3)
 
 
 def test_threads_of_python_do_not_meet() -> None:
@@ -145,6 +157,13 @@ def test_largest_numbers_do_not_overflow() -> None:
 )
 def test_what_does_not_fit(a: Tensor, b: Tensor) -> None:
     assert not amx.fits(a, b)
+
+
+def test_where_numba_compiles_for_other_processors_there_are_no_tiles() -> None:
+    command = [sys.executable, "-c", "from jmp_model import amx; print(amx.tiles_are_available())"]
+    environment = os.environ | {"NUMBA_CPU_NAME": "generic"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "False"
 
 
 def test_whoever_watches_operations_sees_all() -> None:
