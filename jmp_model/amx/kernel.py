@@ -378,7 +378,7 @@ def _multiply_block(job, a, b, depth, last_block, last_row, last_column, stop_ro
     """
     panel = _panel_bytes(depth)
     part = panel // PARTS
-    rows_at_once = -(-BLOCK * TILE_BYTES // part)
+    rows_at_once = -(-BLOCK // max(1, part // TILE_BYTES))
     done = 0
     for place in range(0, part, TILE_BYTES):
         _multiply_tiles(a + place, b + place, panel, part)

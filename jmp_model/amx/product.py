@@ -21,8 +21,8 @@ _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18  # Linux on x86-6
 _WORTHWHILE = 1 << 28  # multiplications, below which the matrix library is as fast
 _SHORTEST = 256
 _ROWS_AT_ONCE = 64  # whose panels stay in the second-level cache, beside those of 512 columns
-_DEPTH_AT_ONCE = 128  # the same, beside the sums of
-_EDGE = 512  # rows and columns
+_EDGE = 512  # rows and columns of a result whose sums stay there too
+_DEPTH_AT_ONCE = 128  # whose panels stay beside them
 
 
 @cache
