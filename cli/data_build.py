@@ -231,7 +231,7 @@ def _repair(dataset: Path, raw: Path, damage: list[Damage]) -> list[Damage]:
     for _ in range(2):
         if damage and not any(finding.file == MANIFEST_NAME for finding in damage):
             rebuilt = repair_dataset(dataset, raw, damage)
-            out.print(f"{dataset}: rebuilt {rebuilt} parts", markup=False)
+            out.print(f"{dataset}: rebuilt {rebuilt} part{'s' * (rebuilt != 1)}", markup=False)
             damage = _verify(dataset)
     return damage
 
