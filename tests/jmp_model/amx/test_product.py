@@ -93,6 +93,14 @@ def test_parts_of_wider_matrices_are_read_and_written_where_they_are() -> None:
     assert not wide_out[:, 94:].any()
 
 
+@pytest.mark.parametrize("depth", [32, 65, 96, 150, 400])
+def test_every_number_in_place_is_written_once(depth: int) -> None:
+    a, b, out = matrix(450, depth), matrix(depth, 70), torch.randn(450, 70)
+    before = out.double()
+    amx.multiply(a, b, addend=out, beta=0.5, out=out)
+    assert_exact(out, a, b, rest=0.5 * before)
+
+
 @pytest.mark.parametrize(("rows", "depth"), [(700, 90), (90, 700)])
 def test_same_numbers_every_time(rows: int, depth: int) -> None:
     a, b = matrix(rows, depth), matrix(depth, 80)
