@@ -2,7 +2,7 @@
 
 A float32 number has 24 significant bits, a bfloat16 number 8, so x = h + m + l with three of these, exactly. Of the
 nine products of parts the six that reach into float32 are taken (hh, hm, mh, hl, lh, mm); what is left out is below
-2⁻²² of |x·y|. One tile instruction multiplies 16 × 32 by 32 × 16 bfloat16 numbers in 16 cycles and adds in float32:
+2⁻²¹ of |x·y|. One tile instruction multiplies 16 × 32 by 32 × 16 bfloat16 numbers in 16 cycles and adds in float32:
 six of them take less time than the same product in AVX-512.
 
 Layout: a *panel* holds 16 lanes (rows of a, or columns of b) over some k, as three parts, one after the other. A part

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from jmp_data.kernel_cache import ensure_kernel_cache
+
 _FEATURES = ("amx-tile", "amx-bf16", "avx512f", "avx512bw")
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18  # Linux on x86-64
 
@@ -45,17 +47,30 @@ def tiles_are_available() -> bool:
     return bool(process.syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
 
 
-def fits(a: Tensor, b: Tensor) -> bool:
+def fits(a: Tensor, b: Tensor, addend: Tensor | None = None) -> bool:
     """Whether `multiply` can multiply these matrices, and in less time than the matrix library.
 
-    Operations that a dispatch mode of PyTorch watches are left to PyTorch, so that none goes uncounted.
+    What does not go together is left to PyTorch, which says so, and so are operations that a dispatch mode watches.
     """
-    if a.device.type != "cpu" or a.dtype != torch.float32 or b.dtype != torch.float32:
+    if a.dim() != 2 or b.dim() != 2:
         return False
     rows, depth, columns = *a.shape, b.shape[1]
-    if min(rows, depth, columns) < _SHORTEST or rows * depth * columns < _WORTHWHILE:
+    if min(rows, depth, columns) < _SHORTEST or rows * depth * columns < _WORTHWHILE or depth != b.shape[0]:
+        return False
+    given = [x for x in (a, b, addend) if x is not None]
+    if not all(_is_plain(x) for x in given) or not (addend is None or _is_addend(addend, rows, columns)):
         return False
     return 1 in a.stride() and 1 in b.stride() and tiles_are_available() and not is_in_torch_dispatch_mode()
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether float32 numbers of the CPU lie where x says."""
+    ordinary = type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and x.dtype == torch.float32
+    return ordinary and not x.is_neg() and x.data_ptr() != 0
+
+
+def _is_addend(x: Tensor, rows: int, columns: int) -> bool:
+    return x.shape in ((columns,), (rows, columns)) and x.stride(-1) == 1
 
 
 def multiply(
@@ -69,18 +84,33 @@ def multiply(
 ) -> Tensor:
     """gain·a·b + beta·addend to the accuracy of float32, without a gradient.
 
-    Numbers below 1.2e-38 count as zero, and an infinite factor gives NaN. The order of summation depends on the shapes
-    and on the number of threads, as it does in the matrix library, and on nothing else.
+    Parts of numbers below 1.2e-38 count as zero, so that factors below about 1e-30 have fewer digits; an infinite
+    factor gives NaN. The order of summation depends on the shapes and on the number of threads, as it does in the
+    matrix library, and on nothing else.
 
     Args:
-        a: (rows, depth); b: (depth, columns), both on the CPU and next to each other along one of their dimensions.
+        a: (rows, depth); b: (depth, columns), float32, on the CPU, next to each other along one of their dimensions.
+        gain: factor of the product.
         addend: (rows, columns) or (columns,), with columns next to each other.
+        beta: factor of addend.
         out: (rows, columns) to write to, with columns next to each other; may be addend.
-    """
-    from jmp_model.amx import kernel
 
+    Raises:
+        ValueError: the shapes do not go together, or are empty.
+        RuntimeError: this process may not use AMX.
+    """
     rows, depth, columns = *a.shape, b.shape[1]
     out = a.new_empty(rows, columns) if out is None else out
+    others = [x for x in (addend, out) if x is not None]
+    if b.shape[0] != depth or 0 in (rows, depth, columns) or not all(_is_addend(x, rows, columns) for x in others):
+        raise ValueError(
+            f"cannot multiply {tuple(a.shape)} by {tuple(b.shape)} with {[tuple(x.shape) for x in others]}"
+        )
+    if not tiles_are_available():
+        raise RuntimeError("this process may not use AMX: ask tiles_are_available() first")
+    ensure_kernel_cache()
+    from jmp_model.amx import kernel
+
     jobs = np.zeros(1, kernel.JOB)
     job = jobs[0]
     job["rows"], job["columns"], job["depth"] = rows, columns, depth
@@ -151,12 +181,12 @@ class _Workspace(threading.local):
     """Memory of a calling thread, which grows to what its largest product needs."""
 
     def __init__(self) -> None:
-        self._block = torch.empty(0, dtype=torch.uint8)
+        self._block = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def take(self, size: int) -> int:
         """Address of `size` bytes, at the start of a line of the cache, until the next call."""
         if self._block.numel() < size + 64:
-            self._block = torch.empty(size + 64, dtype=torch.uint8)
+            self._block = torch.empty(size + 64, dtype=torch.uint8, device="cpu")
         return _ceil(self._block.data_ptr(), 64) * 64
 
 

@@ -44,7 +44,7 @@ def layers_are_plain() -> bool:
 
 def product(a: Tensor, b: Tensor, gain: float = 1.0, bias: Tensor | None = None) -> Tensor:
     """gain·a·b, plus a bias, for use inside nodes: the matrix library multiplies by gain and adds in passing."""
-    if amx.fits(a, b):
+    if amx.fits(a, b, bias):
         return amx.multiply(a, b, gain=gain, addend=bias)
     if bias is not None:
         return torch.addmm(bias, a, b, alpha=gain)
@@ -55,7 +55,7 @@ def product(a: Tensor, b: Tensor, gain: float = 1.0, bias: Tensor | None = None)
 
 def add_product(base: Tensor, a: Tensor, b: Tensor, *, beta: float, gain: float, out: Tensor | None) -> Tensor:
     """beta·base + gain·a·b, for use inside nodes: (rows, columns), written to out, which may be base, if given."""
-    if amx.fits(a, b):
+    if amx.fits(a, b, base):
         return amx.multiply(a, b, gain=gain, addend=base, beta=beta, out=out)
     return torch.addmm(base, a, b, beta=beta, alpha=gain, out=out)
 

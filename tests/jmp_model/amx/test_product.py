@@ -50,6 +50,10 @@ def assert_exact(found: Tensor, a: Tensor, b: Tensor, gain: float = 1.0, rest: T
 sizes = st.integers(1, 150)
 
 
+class Subclass(Tensor):
+    """May keep its numbers anywhere."""
+
+
 @settings(max_examples=60)
 @given(
     rows=sizes,
@@ -161,10 +165,49 @@ def test_largest_numbers_do_not_overflow() -> None:
         (matrix(1024, 512).bfloat16(), matrix(512, 1024).bfloat16()),
         (matrix(1024, 1024)[:, ::2], matrix(512, 1024)),
         (matrix(1024, 512).to("meta"), matrix(512, 1024).to("meta")),
+        (matrix(1024, 512), matrix(500, 1024)),  # torch refuses
+        (matrix(1024, 512), torch._neg_view(matrix(512, 1024))),
+        (matrix(1024, 512), torch._efficientzerotensor(512, 1024)),
+        (matrix(1024, 512).as_subclass(Subclass), matrix(512, 1024)),
     ],
 )
 def test_what_does_not_fit(a: Tensor, b: Tensor) -> None:
     assert not amx.fits(a, b)
+
+
+BIAS = torch.linspace(-1, 1, 1024)
+
+
+@pytest.mark.parametrize(
+    "bias", [BIAS.double(), BIAS[:-1], BIAS[None], BIAS[:1], BIAS.repeat_interleave(2)[::2]], ids=lambda b: str(b.shape)
+)
+def test_a_bias_of_another_kind_is_left_to_torch(bias: Tensor) -> None:
+    a, b = matrix(1024, 512), matrix(512, 1024)
+    assert amx.fits(a, b, BIAS)
+    assert not amx.fits(a, b, bias)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "addend"),
+    [((40, 50), (49, 40), None), ((40, 0), (0, 40), None), ((40, 50), (50, 60), (40,)), ((40, 50), (50, 60), (1, 60))],
+)
+def test_shapes_that_do_not_go_together(a: tuple[int, int], b: tuple[int, int], addend: tuple[int, ...] | None) -> None:
+    with pytest.raises(ValueError, match="cannot multiply"):
+        amx.multiply(torch.zeros(a), torch.zeros(b), addend=None if addend is None else torch.zeros(addend))
+
+
+def test_workspace_is_on_the_cpu_whatever_the_default_device() -> None:
+    a, b = matrix(100, 90), matrix(90, 80)
+
+    def multiply(found: list[Tensor]) -> None:
+        with torch.device("meta"):
+            found.append(amx.multiply(a, b))
+
+    found: list[Tensor] = []
+    thread = threading.Thread(target=multiply, args=(found,))  # whose workspace is still empty
+    thread.start()
+    thread.join()
+    assert_exact(found[0], a, b)
 
 
 def test_where_numba_compiles_for_other_processors_there_are_no_tiles() -> None:
