@@ -82,7 +82,7 @@ def test_nearest_pairs_are_those_of_ase(seed: int, periodic: bool, partly: bool,
     for row in range(6):
         natoms = int(random.integers(1, 12))
         pbc = random.random(3) < 0.5 if partly else np.full(3, periodic)
-        cell = np.diag(random.uniform(2, 6, 3)) + random.uniform(-1.5, 1.5, (3, 3))
+        cell = np.diag(random.uniform(3.5, 6, 3)) + random.uniform(-1.5, 1.5, (3, 3))
         positions = random.uniform(-3, 9, (natoms, 3)).astype(np.float32)
         structures.append(
             Structure(
