@@ -40,6 +40,7 @@ def tiles_are_available() -> bool:
 
     if config.DISABLE_JIT or config.CPU_NAME is not None or config.CPU_FEATURES is not None:
         return False
+    ensure_kernel_cache()
     features = binding.get_host_cpu_features()
     process = ctypes.CDLL(None)
     if not all(features.get(name) for name in _FEATURES) or not hasattr(process, "GOMP_parallel"):
@@ -108,7 +109,6 @@ def multiply(
         )
     if not tiles_are_available():
         raise RuntimeError("this process may not use AMX: ask tiles_are_available() first")
-    ensure_kernel_cache()
     from jmp_model.amx import kernel
 
     jobs = np.zeros(1, kernel.JOB)
